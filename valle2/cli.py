@@ -1,0 +1,116 @@
+"""The `valle2` command: one sub-command a stage, and what a user does with models.
+
+Imports of a stage's code happen inside its command, so that `valle2 --help` is instant.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from valle2.config import PARAMS, Config, load_config
+from valle2.errors import Valle2Error
+from valle2.stage import log_file, write_json
+from valle2.types import Stage, StageResult
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+Params = Annotated[Path, typer.Option(help="parameter file")]
+
+
+def _run(stage: Stage, params: Path) -> None:
+    config = load_config(params)
+    start = time.monotonic()
+    result = _stage(stage, config)
+    seconds = time.monotonic() - start
+    write_json(log_file(stage), {"figure": result.figure, "seconds": round(seconds, 1), "facts": result.facts})
+    print(f"{stage}: {result.figure} ({seconds:.0f} s)", flush=True)
+
+
+def _stage(stage: Stage, config: Config) -> StageResult:
+    match stage:
+        case "ingest":
+            from valle2.corpus.ingest import ingest
+
+            return ingest(config)
+        case "transcribe":
+            from valle2.corpus.transcribe import transcribe
+
+            return transcribe(config)
+        case "curate":
+            from valle2.corpus.curate import curate
+
+            return curate(config)
+        case "tokenize":
+            from valle2.shards import tokenize
+
+            return tokenize(config)
+        case "train-ar":
+            from valle2.training.loop import train_ar
+
+            return train_ar(config)
+        case "train-nar":
+            from valle2.training.loop import train_nar
+
+            return train_nar(config)
+        case "evaluate":
+            from valle2.evaluation.evaluate import evaluate
+
+            return evaluate(config)
+
+
+@app.command()
+def ingest(params: Params = PARAMS) -> None:
+    """Declared sources -> validated recordings with speaker, licence and consent."""
+    _run("ingest", params)
+
+
+@app.command()
+def transcribe(params: Params = PARAMS) -> None:
+    """Recordings -> segments with text and word times (WhisperX)."""
+    _run("transcribe", params)
+
+
+@app.command()
+def curate(params: Params = PARAMS) -> None:
+    """Segments -> filtered, speaker-disjoint splits, BPE and retention funnel."""
+    _run("curate", params)
+
+
+@app.command()
+def tokenize(params: Params = PARAMS) -> None:
+    """Splits -> EnCodec codes in byte-stable Shar shards."""
+    _run("tokenize", params)
+
+
+@app.command("train-ar")
+def train_ar(params: Params = PARAMS) -> None:
+    """Train the autoregressive model (codebook 1, groups of G)."""
+    _run("train-ar", params)
+
+
+@app.command("train-nar")
+def train_nar(params: Params = PARAMS) -> None:
+    """Train the non-autoregressive model (codebooks 2-8)."""
+    _run("train-nar", params)
+
+
+@app.command()
+def evaluate(params: Params = PARAMS) -> None:
+    """Synthesise and score unseen voices and sentences; write metrics and the report page."""
+    _run("evaluate", params)
+
+
+def main() -> None:
+    """Entry point: user errors become one sentence and exit code 2."""
+    try:
+        app()
+    except Valle2Error as error:
+        print(f"valle2: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
