@@ -1,0 +1,29 @@
+"""Shapes in signatures are checked while tests run; one thread a test keeps results the same on any machine."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(["valle2.model", "valle2.synthesis", "valle2.codec"], "beartype.beartype")
+
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the source tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def real_speech() -> Path:
+    """Folder of real speech; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("VALLE2_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "LibriSpeech").is_dir():
+        pytest.skip(f"no real speech at {folder}; set VALLE2_TEST_DATA to a folder with LibriSpeech/ in it")
+    return folder
