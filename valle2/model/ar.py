@@ -1,0 +1,142 @@
+"""The autoregressive model: text and earlier groups -> the next group of codebook 0's codes.
+
+VALL-E 2, arXiv:2406.05370, sections 3.2 and 3.3.1. Sampling is in `valle2.model.sampling`; the other seven codebooks
+in `valle2.model.nar`.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from valle2.model.grouping import fold
+from valle2.model.layers import KVCache, PositionEmbedding, Transformer, TransformerShape, initialise, join, length_mask
+
+
+class ARModel(nn.Module):
+    """P(group | text, earlier groups), with codes independent inside a group (3.3.1).
+
+    Input: E_text || eos, bos || E_group, causal over everything. The two separators are vectors of their own; the
+    paper does not say which table they come from, nor whether they have positions (ours have none).
+    """
+
+    def __init__(self, shape: TransformerShape, vocab_size: int, group_size: int, codebook_size: int = 1024) -> None:
+        super().__init__()
+        self.shape, self.vocab_size, self.group_size = shape, vocab_size, group_size
+        self.eos = codebook_size
+        """The code that ends an utterance; it is predicted, never read."""
+        dim = shape.dim
+        self.text_embedding = nn.Embedding(vocab_size, dim)
+        self.text_positions = PositionEmbedding(shape.max_text_tokens, dim, "text tokens")
+        self.separators = nn.Parameter(torch.empty(2, dim))
+        self.code_embedding = nn.Embedding(codebook_size + 1, dim)
+        self.group_positions = PositionEmbedding(shape.max_frames // group_size, dim, f"groups of {group_size}")
+        if group_size > 1:
+            self.group_embedding = nn.Linear(group_size * dim, dim, bias=False)
+            self.group_prediction = nn.Linear(dim, group_size * dim)
+        self.transformer = Transformer(shape, causal=True)
+        initialise(self, shape.num_layers)
+        if group_size > 1:
+            for layer in (self.group_embedding, self.group_prediction):
+                nn.init.xavier_normal_(layer.weight)
+
+    def loss(
+        self,
+        text: Int[Tensor, "b s"],
+        text_lengths: Int[Tensor, "b"],
+        codes: Int[Tensor, "b t"],
+        code_lengths: Int[Tensor, "b"],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Mean negative log-likelihood over codes, EOS included (equation of 3.3.1).
+
+        Args:
+            text: BPE tokens, padded on the right with anything.
+            text_lengths: Tokens in each row.
+            codes: Codebook 0, padded on the right with anything; t and all lengths are multiples of G.
+            code_lengths: Frames in each row.
+
+        Returns:
+            `loss` in nats per code, and the shares of codes that were `top1` and among the `top10`.
+        """
+        groups = fold(codes, self.group_size)
+        lengths = code_lengths // self.group_size
+        x, starts = self.embed(text, text_lengths, groups, lengths)
+        hidden = self.transformer(x)
+        # The state at bos predicts the first group, that at the last group a whole group of EOS.
+        place = torch.arange(groups.shape[1] + 1, device=x.device)
+        predicts = length_mask(lengths + 1, groups.shape[1] + 1)
+        rows, columns = (place + starts[2][:, None] - 1)[predicts], predicts.nonzero()[:, 0]
+        logits = self.logits(hidden[columns, rows])
+        targets = F.pad(groups, (0, 0, 0, 1)).masked_fill((place == lengths[:, None])[..., None], self.eos)
+        return code_loss(logits.flatten(0, 1), targets[predicts].flatten())
+
+    def embed(
+        self,
+        text: Int[Tensor, "b s"],
+        text_lengths: Int[Tensor, "b"],
+        groups: Int[Tensor, "b g {self.group_size}"],
+        group_lengths: Int[Tensor, "b"],
+    ) -> tuple[Float[Tensor, "b n d"], list[Int[Tensor, "b"]]]:
+        """E_text || eos, bos || E_group with padding on the right; and where in each row each of the three starts."""
+        separators = self.separators.expand(len(text), -1, -1)
+        return join(
+            [
+                (self.text_positions(self.text_embedding(text)), text_lengths),
+                (separators, torch.full_like(text_lengths, 2)),
+                (self.group_positions(self.embed_groups(groups)), group_lengths),
+            ]
+        )
+
+    def embed_groups(self, groups: Int[Tensor, "*b {self.group_size}"]) -> Float[Tensor, "*b d"]:
+        """One vector per group: W_g on the joined code embeddings, or the code embedding itself where G = 1."""
+        embeddings = self.code_embedding(groups).flatten(-2)
+        return self.group_embedding(embeddings) if self.group_size > 1 else embeddings
+
+    def logits(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n {self.group_size} v"]:
+        """Scores of the codes, EOS last, for each slot of a group; the head is the code embedding, tied (3.2)."""
+        if self.group_size > 1:
+            hidden = self.group_prediction(hidden)
+        return hidden.unflatten(-1, (self.group_size, -1)) @ self.code_embedding.weight.T
+
+    def prefill(
+        self,
+        text: Int[Tensor, "b s"],
+        text_lengths: Int[Tensor, "b"],
+        codes: Int[Tensor, "b t"],
+        code_lengths: Int[Tensor, "b"],
+        num_new_groups: int,
+    ) -> tuple[Float[Tensor, "b {self.group_size} v"], KVCache]:
+        """Read text and prompt.
+
+        Args:
+            text: As in `loss`: the prompt's transcript, then the text to speak.
+            text_lengths: Tokens in each row.
+            codes: Codebook 0 of the prompt, whole groups; t may be 0.
+            code_lengths: Frames in each row.
+            num_new_groups: How many groups the cache must have room for.
+
+        Returns:
+            Scores of the first new group, and the cache for `decode_one_group`.
+        """
+        x, starts = self.embed(text, text_lengths, fold(codes, self.group_size), code_lengths // self.group_size)
+        cache = KVCache(self.shape, len(text), x.shape[1] + num_new_groups, x.device)
+        return self.logits(self.transformer.prefill(x, starts[-1], cache)), cache
+
+    def decode_one_group(
+        self, group: Int[Tensor, "b {self.group_size}"], position: Int[Tensor, "b"], cache: KVCache
+    ) -> Float[Tensor, "b {self.group_size} v"]:
+        """Read one more group, which is each row's `position`-th, and score the one after it."""
+        x = self.embed_groups(group) + self.group_positions.at(position)
+        return self.logits(self.transformer.decode(x, cache))
+
+
+def code_loss(logits: Float[Tensor, "n v"], targets: Int[Tensor, "n"]) -> dict[str, Float[Tensor, ""]]:
+    """Mean negative log-likelihood in nats, and top-1 and top-10 accuracy."""
+    logits = logits.float()
+    with torch.no_grad():
+        rank = (logits > logits.gather(1, targets[:, None])).sum(1)
+    return {
+        "loss": F.cross_entropy(logits, targets),
+        "top1": (rank < 1).float().mean(),
+        "top10": (rank < 10).float().mean(),
+    }
