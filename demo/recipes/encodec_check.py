@@ -1,0 +1,117 @@
+"""Score a codec's round trip on the held-out voices of a rendered demo corpus.
+
+    python -m demo.recipes.encodec_check data --asr demo/models/whisper
+
+prints one JSON object: word error rate and DNSMOS P.808 before and after, spectral distance, and how many entries of
+each codebook occur. Without `--asr` there is no word error rate.
+"""
+
+import argparse
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+import whisperx
+from speechmos import dnsmos
+from torch import Tensor
+
+from demo.recipes.encodec import SpectralLoss
+from valle2.codec import Codec, load_codec
+
+ASR_RATE = 16_000
+DNSMOS_SECONDS = 9
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A recording [N] at the codec's rate and what is said in it."""
+
+    wave: Tensor
+    text: str
+
+
+def plain_words(text: str) -> str:
+    """Lower-case words without punctuation."""
+    return " ".join(re.sub(r"[^a-z' ]", " ", text.lower()).split())
+
+
+def held_out(corpus: Path, sample_rate: int) -> list[HeldOut]:
+    """The recordings of unseen voices under the `data/` folder that `demo.corpus` wrote."""
+    root = corpus / "espeak-demo"
+    found: list[HeldOut] = []
+    for line in (root / "truth.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["recording"].startswith("unseen-"):
+            samples, rate = soundfile.read(root / "audio" / row["recording"], dtype="float32")
+            wave = torchaudio.functional.resample(torch.from_numpy(samples), rate, sample_rate)
+            found.append(HeldOut(wave, plain_words(" ".join(segment["text"] for segment in row["segments"]))))
+    return found
+
+
+def quality(wave: Tensor, sample_rate: int) -> float:
+    """Mean DNSMOS P.808 over windows of a recording [N]."""
+    audio = torchaudio.functional.resample(wave, sample_rate, ASR_RATE).clamp(-1, 1).numpy()
+    window = DNSMOS_SECONDS * ASR_RATE
+    starts = range(0, max(len(audio) - window, 0) + 1, window)
+    return float(np.mean([dnsmos.run(audio[start : start + window], ASR_RATE)["p808_mos"] for start in starts]))
+
+
+def word_error_rate(waves: list[Tensor], texts: list[str], sample_rate: int, model: Any) -> float:
+    """Word error rate, as a share, of a WhisperX pipeline over recordings."""
+    heard: list[str] = []
+    for wave in waves:
+        audio = torchaudio.functional.resample(wave, sample_rate, ASR_RATE).numpy()
+        segments = model.transcribe(audio, batch_size=4, chunk_size=8)["segments"]
+        heard.append(plain_words(" ".join(segment["text"] for segment in segments)))
+    return float(jiwer.wer(texts, heard))
+
+
+def score(codec: Codec, recordings: list[HeldOut], asr: Path | None) -> dict[str, Any]:
+    """All scores of a codec; `asr` is a CTranslate2 Whisper folder."""
+    loss = SpectralLoss()
+    rate = codec.sample_rate
+    before = [recording.wave for recording in recordings]
+    codes = [codec.encode(wave[None]) for wave in before]
+    after = [codec.decode(code)[0, : len(wave)] for code, wave in zip(codes, before, strict=True)]
+    books = torch.cat([code[0] for code in codes], dim=1)
+    shares = [torch.bincount(book, minlength=codec.codebook_size) / books.shape[1] for book in books]
+    pairs = zip(after, before, strict=True)
+    scores: dict[str, Any] = {
+        "codec": codec.digest,
+        "seconds": round(sum(map(len, before)) / rate),
+        "spectral_loss": round(float(np.mean([loss(a[None, None], b[None, None]).item() for a, b in pairs])), 3),
+        "p808_before": round(float(np.mean([quality(wave, rate) for wave in before])), 2),
+        "p808_after": round(float(np.mean([quality(wave, rate) for wave in after])), 2),
+        "entries_used": [int((share > 0).sum()) for share in shares],
+        "entropy_bits": [round(float(-(share * (share + 1e-12).log2()).sum()), 2) for share in shares],
+    }
+    if asr:
+        options = {"suppress_tokens": [], "suppress_blank": False}
+        model = whisperx.load_model(str(asr), "cpu", compute_type="int8", language="en", threads=1, asr_options=options)
+        texts = [recording.text for recording in recordings]
+        for name, waves in (("wer_before", before), ("wer_after", after)):
+            scores[name] = round(word_error_rate(waves, texts, rate, model), 4)
+    return scores
+
+
+def main() -> None:
+    """Read the command line and print the scores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path, help="data/ folder that demo.corpus wrote")
+    parser.add_argument("--codec", default="bundled", help="name or path, as for valle2.codec.load_codec")
+    parser.add_argument("--asr", type=Path, help="folder of a CTranslate2 Whisper")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    codec = load_codec(arguments.codec)
+    print(json.dumps(score(codec, held_out(arguments.corpus, codec.sample_rate), arguments.asr), indent=2))
+
+
+if __name__ == "__main__":
+    main()

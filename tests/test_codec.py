@@ -1,0 +1,132 @@
+"""The codec wrapper: the package's own tokens, round trips, and errors that teach."""
+
+import hashlib
+import json
+import random
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from encodec.model import EncodecModel
+
+from demo.corpus import make_voice
+from demo.espeak import SAMPLE_RATE, speak
+from demo.grammar import sentence
+from demo.recipes.material import FIRST_VOICE, resample, reserved_sentences
+from valle2.codec import BUNDLED, Architecture, Codec, build_encodec, load_codec, save_encodec
+from valle2.errors import CodecError
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return load_codec("bundled")
+
+
+@pytest.fixture(scope="module")
+def utterances() -> list[torch.Tensor]:
+    rng = random.Random(5)
+    waves = [resample(speak(sentence(rng), make_voice(FIRST_VOICE + index))[0], SAMPLE_RATE) for index in range(6)]
+    return [torch.from_numpy(wave.astype(np.float32)) / 32768 for wave in waves]
+
+
+def as_batch(waves: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves])
+
+
+def state_digest(codec: Codec) -> str:
+    digest = hashlib.sha256()
+    for value in codec._model.state_dict().values():
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_batched_tokens_are_the_packages_own(codec: Codec, utterances: list[torch.Tensor]) -> None:
+    codes = codec.encode(*as_batch(utterances))
+    for row, wave in zip(codes, utterances, strict=True):
+        [(wanted, _)] = codec._model.encode(wave[None, None])
+        assert torch.equal(row[:, : wanted.shape[2]], wanted[0])
+        assert not row[:, wanted.shape[2] :].any()
+
+
+@pytest.mark.parametrize("num_samples", [1, 319, 320, 321, 24_001])
+def test_one_frame_per_started_hop(codec: Codec, num_samples: int) -> None:
+    codes = codec.encode(torch.randn(1, num_samples) * 0.1)
+    assert codes.shape == (1, 8, -(-num_samples // 320))
+    assert codec.decode(codes).shape == (1, 320 * codes.shape[2])
+
+
+def test_round_trip_keeps_the_loudness_contour(codec: Codec, utterances: list[torch.Tensor]) -> None:
+    wave = utterances[0] / utterances[0].abs().max() * 0.8
+    heard = codec.decode(codec.encode(wave[None]))[0, : len(wave)]
+    contours = [clip[: len(wave) // 1200 * 1200].view(-1, 1200).square().mean(1).sqrt() for clip in (wave, heard)]
+    assert torch.corrcoef(torch.stack(contours))[0, 1] > 0.9
+
+
+def test_encoding_is_causal(codec: Codec, utterances: list[torch.Tensor]) -> None:
+    whole = codec.encode(utterances[0][None])
+    start = codec.encode(utterances[0][None, : 320 * 60])
+    assert torch.equal(whole[:, :, :59], start[:, :, :59])
+
+
+def test_codebooks_are_alive(codec: Codec, utterances: list[torch.Tensor]) -> None:
+    codes = torch.cat([codec.encode(wave[None])[0] for wave in utterances], dim=1)
+    assert min(len(book.unique()) for book in codes) > 100
+
+
+def test_inference_changes_no_buffer(codec: Codec, utterances: list[torch.Tensor]) -> None:
+    before = state_digest(codec)
+    codec.decode(codec.encode(utterances[0][None]))
+    assert state_digest(codec) == before
+
+
+def test_genuine_format_file_loads(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        genuine = EncodecModel.encodec_model_24khz(pretrained=False)
+    path = tmp_path / "encodec_24khz-00000000.th"
+    torch.save(genuine.state_dict(), path)
+    codec = load_codec(str(path))
+    wave = torch.randn(1, 2000) * 0.1
+    genuine.eval().set_target_bandwidth(6.0)
+    assert (codec.num_codebooks, codec.codebook_size, codec.hop_length, codec.frame_rate) == (8, 1024, 320, 75)
+    assert torch.equal(codec.encode(wave), genuine.encode(wave[None])[0][0])
+    assert codec.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_saved_folder_loads_and_refuses_other_shapes(tmp_path: Path) -> None:
+    architecture = Architecture(name="tiny", encoder_filters=2, decoder_filters=2, dimension=16)
+    save_encodec(build_encodec(architecture), architecture, tmp_path)
+    assert load_codec(str(tmp_path)).num_codebooks == 8
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dimension": 32}))
+    with pytest.raises(CodecError, match="another shape"):
+        load_codec(str(tmp_path))
+
+
+def test_bad_paths_say_what_is_expected(tmp_path: Path) -> None:
+    with pytest.raises(CodecError, match=r"bundled.*encodec_24khz"):
+        load_codec(str(tmp_path / "nowhere"))
+    broken = tmp_path / "broken.th"
+    broken.write_bytes(b"not weights")
+    with pytest.raises(CodecError, match="cannot read"):
+        load_codec(str(broken))
+    shutil.copy(BUNDLED / "config.json", tmp_path)
+    with pytest.raises(CodecError, match="unreadable"):
+        load_codec(str(tmp_path))
+
+
+def test_wrong_arguments_are_refused(codec: Codec) -> None:
+    with pytest.raises(CodecError, match="1 to n"):
+        codec.encode(torch.zeros(1, 100), torch.tensor([101]))
+    with pytest.raises(CodecError, match="special tokens"):
+        codec.decode(torch.full((1, 8, 3), 1024))
+    with pytest.raises(CodecError, match="codebooks"):
+        codec.decode(torch.zeros(1, 9, 3, dtype=torch.long))
+
+
+def test_material_leaves_the_corpus_alone() -> None:
+    rng = random.Random(2406)
+    assert {sentence(rng) for _ in range(1000)} <= reserved_sentences()

@@ -1,0 +1,258 @@
+"""EnCodec: waveform to codes and back. The only importer of the encodec package.
+
+Three kinds of weights give the same `Codec`: the small ones bundled under `demo/models/encodec`, the genuine
+`encodec_24khz`, and a folder or file of either format. What is done with codes starts in `valle2.shards`.
+"""
+
+import pickle
+import urllib.error
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from encodec.model import EncodecModel
+from encodec.modules import SEANetDecoder, SEANetEncoder
+from encodec.quantization import ResidualVectorQuantizer
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from valle2.errors import CodecError
+from valle2.stage import file_sha256
+
+BUNDLED = Path(__file__).parents[1] / "demo" / "models" / "encodec"
+GENUINE = "encodec_24khz"
+_GENUINE_FILE = "encodec_24khz-d7cc33bc.th"
+_BANDWIDTH = 6.0
+"""kbps; eight codebooks of ten bits at 75 Hz, the paper's setting (VALL-E 2, section 4.1.1)."""
+
+
+class Architecture(BaseModel):
+    """Shape of an EnCodec of our own training; `config.json` of a weights folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "encodec-demo"
+    sample_rate: int = 24_000
+    encoder_filters: int = 8
+    decoder_filters: int = 16
+    ratios: tuple[int, ...] = (2, 4, 5, 8)
+    """Decoder strides; the encoder takes them backwards. Large encoder strides first leave little work at full rate."""
+    dimension: int = 128
+    num_lstm_layers: int = 1
+    num_residual_layers: int = 1
+    num_codebooks: int = 8
+    codebook_size: int = 1024
+    bandwidth: float = _BANDWIDTH
+    """kbps with all codebooks on."""
+
+
+class Codec:
+    """A loaded EnCodec; inference only, its weights and codebooks never change.
+
+    Attributes:
+        name: What `load_codec` was asked for.
+        sample_rate: Of the waveforms, Hz.
+        frame_rate: Frames of codes per second.
+        hop_length: Waveform samples per frame.
+        num_codebooks: Codes per frame, K.
+        codebook_size: Codes lie in [0, codebook_size).
+        digest: SHA-256 of the weights file.
+    """
+
+    def __init__(self, model: EncodecModel, name: str, digest: str, device: str = "cpu") -> None:
+        self._model = model.to(device).eval()
+        self._device = device
+        self.name = name
+        self.digest = digest
+        self.sample_rate: int = model.sample_rate
+        self.frame_rate: int = model.frame_rate
+        self.hop_length = int(model.encoder.hop_length)
+        quantizer = model.quantizer
+        self.num_codebooks: int = quantizer.get_num_quantizers_for_bandwidth(model.frame_rate, model.bandwidth)
+        self.codebook_size: int = quantizer.bins
+
+    @torch.inference_mode()
+    def encode(
+        self, waveform: Float[Tensor, "b n"], num_samples: Int[Tensor, " b"] | None = None
+    ) -> Int[Tensor, "b k t"]:
+        """Waveforms to codes, utterance by utterance, so that a batch's company never changes a code.
+
+        Args:
+            waveform: Mono at `sample_rate`, in [-1, 1].
+            num_samples: Valid samples of each; without it, all.
+
+        Returns:
+            Codes on the waveform's device; t is the longest ceil(num_samples / hop_length), shorter rows end in zeros.
+
+        Raises:
+            CodecError: an utterance is empty or longer than its row.
+        """
+        lengths = [waveform.shape[1]] * len(waveform) if num_samples is None else [int(n) for n in num_samples]
+        if not lengths or min(lengths) < 1 or max(lengths) > waveform.shape[1]:
+            raise CodecError(
+                f"Found num_samples {lengths} for waveforms of shape {tuple(waveform.shape)}; "
+                "expected 1 to n for each: drop empty utterances before encoding."
+            )
+        num_frames = -(-max(lengths) // self.hop_length)
+        codes = torch.zeros(len(lengths), self.num_codebooks, num_frames, dtype=torch.long, device=waveform.device)
+        for row, length in enumerate(lengths):
+            [(found, _)] = self._model.encode(waveform[row, None, None, :length].to(self._device))
+            codes[row, :, : found.shape[2]] = found[0]
+        return codes
+
+    @torch.inference_mode()
+    def decode(self, codes: Int[Tensor, "b k t"]) -> Float[Tensor, "b n"]:
+        """Codes to waveforms of hop_length samples a frame.
+
+        Args:
+            codes: Indices in [0, codebook_size); the first K codebooks alone are a coarser waveform.
+
+        Raises:
+            CodecError: codes are out of range, or there are too many codebooks or no frame.
+        """
+        num_codebooks, num_frames = codes.shape[1:]
+        if not 1 <= num_codebooks <= self.num_codebooks or num_frames < 1:
+            raise CodecError(
+                f"Found codes of shape {tuple(codes.shape)}; expected 1 to {self.num_codebooks} codebooks and at least "
+                "one frame: decode with the codec that encoded."
+            )
+        if int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size:
+            raise CodecError(
+                f"Found codes from {int(codes.min())} to {int(codes.max())}; expected 0 to {self.codebook_size - 1}: "
+                "cut special tokens such as the end of sequence before decoding."
+            )
+        waveform: Tensor = self._model.decode([(codes.long().to(self._device), None)])
+        return waveform[:, 0, : num_frames * self.hop_length].to(codes.device)
+
+
+def load_codec(name: str, device: str = "cpu") -> Codec:
+    """Load a codec.
+
+    Args:
+        name: `bundled`; `encodec_24khz`, which the encodec package fetches once; a folder of `save_encodec`; or a
+            genuine `encodec_24khz-*.th` file.
+        device: torch device it runs on.
+
+    Raises:
+        CodecError: there are no such weights, or they are of another shape.
+    """
+    if name == GENUINE:
+        return Codec(*_fetch_genuine(), device=device)
+    path = BUNDLED if name == "bundled" else Path(name)
+    if (path / "config.json").is_file():
+        return Codec(_read_folder(path), name, file_sha256(path / "model.safetensors"), device)
+    if path.is_file():
+        return Codec(_read_genuine(path), name, file_sha256(path), device)
+    raise CodecError(
+        f"Found no codec at {path}; expected a folder with config.json and model.safetensors, or an encodec_24khz-*.th "
+        f"file: set codec.name to `bundled`, `{GENUINE}` or such a path."
+    )
+
+
+def build_encodec(architecture: Architecture) -> EncodecModel:
+    """An EnCodec of the package's own modules with fresh weights, in training mode.
+
+    Dead-code replacement is off: with small batches it would copy the batch into the codebooks.
+    """
+    shape: dict[str, Any] = {
+        "dimension": architecture.dimension,
+        "ratios": list(architecture.ratios),
+        "n_residual_layers": architecture.num_residual_layers,
+        "lstm": architecture.num_lstm_layers,
+        "norm": "weight_norm",
+        "causal": True,
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
+        encoder = SEANetEncoder(n_filters=architecture.encoder_filters, **shape)
+        decoder = SEANetDecoder(n_filters=architecture.decoder_filters, **shape)
+    quantizer = ResidualVectorQuantizer(
+        dimension=architecture.dimension,
+        n_q=architecture.num_codebooks,
+        bins=architecture.codebook_size,
+        threshold_ema_dead_code=0,
+    )
+    rate = architecture.sample_rate
+    model = EncodecModel(encoder, decoder, quantizer, [architecture.bandwidth], rate, 1, name=architecture.name)
+    model.set_target_bandwidth(architecture.bandwidth)
+    return model
+
+
+def save_encodec(model: EncodecModel, architecture: Architecture, folder: Path) -> None:
+    """Write weights (float16) and shape as `load_codec` reads them; each file appears whole.
+
+    The running means of codebook training are left out: they follow from the entries and their counts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.half() for key, value in model.state_dict().items() if not key.endswith("embed_avg")}
+    weights, config = folder / "model.safetensors.tmp", folder / "config.json.tmp"
+    save_file(state, weights)
+    weights.chmod(0o644)
+    config.write_text(architecture.model_dump_json(indent=2) + "\n")
+    weights.replace(folder / "model.safetensors")
+    config.replace(folder / "config.json")
+
+
+def _read_folder(folder: Path) -> EncodecModel:
+    try:
+        architecture = Architecture.model_validate_json((folder / "config.json").read_text())
+        state = {key: value.float() for key, value in load_file(folder / "model.safetensors").items()}
+    except (ValidationError, SafetensorError, OSError) as error:
+        raise CodecError(
+            f"Found an unreadable codec in {folder} ({_first_line(error)}); expected config.json and model.safetensors "
+            "of demo.recipes.encodec: restore the folder with `git checkout` or train it again."
+        ) from error
+    for key in [key for key in state if key.endswith("._codebook.embed")]:
+        state[key + "_avg"] = state[key] * state[key.removesuffix("embed") + "cluster_size"][:, None]
+    return _with_weights(build_encodec(architecture), state, folder)
+
+
+def _read_genuine(path: Path) -> EncodecModel:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise CodecError(
+            f"Found {path}, which torch cannot read ({_first_line(error)}); expected an encodec_24khz-*.th file: "
+            "fetch it again."
+        ) from error
+    return _genuine(state, path)
+
+
+def _fetch_genuine() -> tuple[EncodecModel, str, str]:
+    try:
+        state = EncodecModel._get_pretrained(_GENUINE_FILE)
+    except (urllib.error.URLError, RuntimeError, OSError) as error:
+        raise CodecError(
+            f"Found no way to fetch {_GENUINE_FILE} ({_first_line(error)}); expected it in torch's hub folder or a "
+            "network: set codec.name to the path of a copy, or to `bundled`."
+        ) from error
+    path = Path(torch.hub.get_dir()) / "checkpoints" / _GENUINE_FILE
+    return _genuine(state, path), GENUINE, file_sha256(path)
+
+
+def _genuine(state: Mapping[str, Tensor], path: Path) -> EncodecModel:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
+        model = EncodecModel.encodec_model_24khz(pretrained=False)
+    model.set_target_bandwidth(_BANDWIDTH)
+    return _with_weights(model, state, path)
+
+
+def _with_weights(model: EncodecModel, state: Mapping[str, Tensor], path: Path) -> EncodecModel:
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise CodecError(
+            f"Found weights of another shape in {path}; expected those of EnCodec at 24 kHz: use an encodec_24khz-*.th "
+            "file, or a folder whose config.json belongs to its weights."
+        ) from error
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
