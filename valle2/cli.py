@@ -3,13 +3,15 @@
 Imports of a stage's code happen inside its command, so that `valle2 --help` is instant.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from valle2.commands import register_commands
 from valle2.config import PARAMS, Config, load_config
 from valle2.errors import Valle2Error
 from valle2.stage import log_file, write_json
@@ -103,8 +105,39 @@ def evaluate(params: Params = PARAMS) -> None:
     _run("evaluate", params)
 
 
+@app.command()
+def declare(
+    path: Annotated[Path, typer.Argument(help="folder of audio, or the root of a LibriSpeech")],
+    licence: Annotated[str, typer.Option(help="licence of all of it, such as CC-BY-4.0")],
+    consent_basis: Annotated[str, typer.Option(help="why these voices may be used, such as 'signed form'")],
+    to: Annotated[Path, typer.Option(help="data folder to make or add to")] = Path("data"),
+    kind: Annotated[Literal["folder", "lhotse"], typer.Option(help="plain audio, or a corpus lhotse knows")] = "folder",
+    recipe: Annotated[Literal["librispeech"] | None, typer.Option(help="lhotse's recipe, for kind lhotse")] = None,
+    name: Annotated[str, typer.Option(help="of the source; the folder's name if empty")] = "",
+    attribution: Annotated[str, typer.Option(help="whom to name")] = "",
+    consent_record: Annotated[str, typer.Option(help="where the proof of consent is")] = "",
+    speaker_from: Annotated[
+        Literal["folder", "file"], typer.Option(help="what names the speaker: the first folder below PATH, or the file")
+    ] = "folder",
+    language: Annotated[str, typer.Option(help="ISO 639-1 code of the speech")] = "en",
+) -> None:
+    """Take in a folder of audio: link or copy it into a data folder, with licence and consent declared."""
+    from valle2.corpus import sources
+
+    declaration = sources.declare(
+        path, to, kind=kind, recipe=recipe, name=name, licence=licence, attribution=attribution,
+        consent_basis=consent_basis, consent_record=consent_record, speaker_from=speaker_from, language=language,
+    )  # fmt: skip
+    print(f"declared in {declaration}; now run `valle2 ingest`")
+
+
+register_commands(app)
+
+
 def main() -> None:
     """Entry point: user errors become one sentence and exit code 2."""
+    # Read when torch is first imported. Spinning OpenMP threads are a hundred times slower on cores that others use too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except Valle2Error as error:

@@ -84,7 +84,6 @@ class TokenizeConfig(Section):
     """EnCodec codes in Shar."""
 
     codec: str = Field("bundled", description="`bundled`, `encodec_24khz`, or a path to weights (4.1.1)")
-    batch_seconds: Positive = Field(60, description="s of audio per codec batch")
     cuts_per_shard: PositiveCount = Field(200, description="cuts per tar")
 
 
@@ -122,6 +121,15 @@ class TrainConfig(Section):
     num_steps: PositiveCount = Field(800_000, description="updates; VALL-E: 800k")
     batch_frames: PositiveCount = Field(
         6_000, description="codec frames per batch, padding not counted; VALL-E: 6k a GPU"
+    )
+    join_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="s; utterances of one speaker are joined to rows of at most this; 0: none, as in the paper",
+    )
+    word_spans: Fraction = Field(
+        0.0,
+        description="share of utterances cut at word times into spans of 1-4 words, anew in every epoch; 0: none, as in the paper",
     )
     learning_rate: Positive = Field(5e-4, description="peak rate of AdamW; VALL-E: 5e-4")
     warmup_steps: Count = Field(32_000, description="updates of linear warm-up, then linear decay (4.1.1)")

@@ -1,0 +1,109 @@
+"""Whether a file is whole, audible audio: decoded to the end, in bounded memory."""
+
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from valle2.config import IngestConfig
+from valle2.stage import file_sha256
+
+LOUDNESS_WINDOW = 0.05
+"""s; silence is judged by the loudest window of this length."""
+
+_BLOCK_WINDOWS = 200
+_UNKNOWN_LENGTH = 2**40
+
+
+@dataclass(frozen=True)
+class AudioCheck:
+    """What decoding told.
+
+    Attributes:
+        sha256: Of the file's bytes; empty for an empty file.
+        reason: Why the file is no good, as a code; empty if it is good.
+        detail: The same as a sentence.
+        sample_rate: Hz; 0 if not audio.
+        num_channels: In the file.
+        num_samples: Decoded, per channel.
+    """
+
+    sha256: str
+    reason: str = ""
+    detail: str = ""
+    sample_rate: int = 0
+    num_channels: int = 0
+    num_samples: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the journal."""
+        return asdict(self)
+
+
+def check_audio(path: Path, config: IngestConfig) -> AudioCheck:
+    """Decode a file whole and judge it.
+
+    Reasons: `empty` (no bytes or no samples), `not_audio`, `truncated` (fewer samples than the header says),
+    `too_short`, `silent`.
+    """
+    if path.stat().st_size == 0:
+        return AudioCheck("", "empty", "the file has no bytes")
+    sha256 = file_sha256(path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, channels, promised = file.samplerate, file.channels, file.frames
+            decoded, loudest, error = _decode(file, max(1, int(rate * LOUDNESS_WINDOW)))
+    except soundfile.LibsndfileError as problem:
+        return AudioCheck(sha256, "not_audio", f"not readable as audio: {problem.error_string}")
+    known = AudioCheck(sha256, "", "", rate, channels, decoded)
+    missing = _missing_bytes(path)
+    if missing or error or (promised < _UNKNOWN_LENGTH and decoded < promised):
+        seconds = promised / rate if promised < _UNKNOWN_LENGTH else 0.0
+        found = f"{missing} bytes are missing" if missing else f"only {decoded / rate:.2f} s of {seconds:.2f} s decode"
+        return _bad(known, "truncated", f"cut short: {found}{f' ({error})' if error else ''}")
+    if decoded == 0:
+        return _bad(known, "empty", "a header without samples")
+    if decoded < config.min_duration * rate:
+        return _bad(known, "too_short", f"{decoded / rate:.2f} s; ingest.min_duration is {config.min_duration} s")
+    if loudest < 10 ** (config.silence_dbfs / 20):
+        level = f"{20 * np.log10(loudest):.0f} dBFS" if loudest > 0 else "digital silence"
+        return _bad(known, "silent", f"loudest {level}; ingest.silence_dbfs is {config.silence_dbfs:g}")
+    return known
+
+
+def _bad(check: AudioCheck, reason: str, detail: str) -> AudioCheck:
+    return AudioCheck(check.sha256, reason, detail, check.sample_rate, check.num_channels, check.num_samples)
+
+
+def _decode(file: soundfile.SoundFile, window: int) -> tuple[int, float, str]:
+    """Samples decoded, RMS of the first channel's loudest window, and what stopped the decoder early."""
+    decoded, loudest = 0, 0.0
+    while True:
+        try:
+            block = file.read(window * _BLOCK_WINDOWS, dtype="float32", always_2d=True)[:, 0]
+        except soundfile.LibsndfileError as error:
+            return decoded, loudest, str(error.error_string)
+        if not len(block):
+            return decoded, loudest, ""
+        decoded += len(block)
+        whole = len(block) // window * window
+        windows = block[:whole].reshape(-1, window) if whole else block[None]
+        loudest = max(loudest, float(np.sqrt((windows**2).mean(axis=1).max())))
+
+
+def _missing_bytes(path: Path) -> int:
+    """Bytes that a WAV's `data` header promises and the file lacks; libsndfile hides it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(12)
+        if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return 0
+        while len(chunk := file.read(8)) == 8:
+            name, length = struct.unpack("<4sI", chunk)
+            if name == b"data":
+                return 0 if length in (0, 0xFFFFFFFF) else max(0, file.tell() + length - size)
+            file.seek(length + length % 2, 1)
+    return 0

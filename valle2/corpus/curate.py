@@ -1,0 +1,182 @@
+"""Segments to training material: filtered, speaker-disjoint, with a text tokenizer and a funnel that adds up.
+
+Each segment is dropped for the first rule that it breaks (`valle2.corpus.quality`); the funnel tells to the sample
+where every hour that was taken in has gone. Next: `valle2.shards`.
+"""
+
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lhotse import MonoCut
+from lhotse.utils import fastcopy
+
+from valle2.config import Config, CurateConfig
+from valle2.corpus import quality
+from valle2.corpus.journal import Journal, read_jsonl, write_jsonl
+from valle2.corpus.splits import check_leakage, leaked_texts, split_speakers
+from valle2.errors import SourceError
+from valle2.progress import progress
+from valle2.stage import file_sha256, output, partial, publish, write_json
+from valle2.text import normalise, train_bpe
+from valle2.types import SPLITS, Split, StageResult
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A segment with what the rules ask for."""
+
+    cut: MonoCut
+    text: str
+    """Normalised."""
+    dnsmos: float
+    rate: float
+    """Words per second."""
+
+
+def curate(config: Config) -> StageResult:
+    """Filter, split and learn the BPE: `artifacts/transcribe/` -> `artifacts/curate/`.
+
+    Raises:
+        SourceError: Segments are missing, none is left, or the splits leak.
+        ConfigError: Too few speakers, or a vocabulary smaller than the alphabet.
+    """
+    folder = output("transcribe")
+    if not (folder / "segments.jsonl").is_file():
+        raise SourceError(f"no segments at {folder / 'segments.jsonl'}; run `valle2 transcribe`")
+    cuts = [MonoCut.from_dict(row) for row in read_jsonl(folder / "segments.jsonl")]
+    with partial("curate", [file_sha256(folder / "segments.jsonl")]) as work:
+        scored = _score(cuts, _dnsmos(cuts, work, config.runtime.num_threads), config.transcribe.language)
+        reasons = judge(scored, config.curate, config.transcribe.language)
+        splits = _split(scored, reasons, config)
+        compared = check_leakage(splits)
+        funnel = _funnel(cuts, reasons, splits, folder / "dropped.jsonl")
+        funnel["disjoint"] = compared
+        for split in SPLITS:
+            write_jsonl(work / "out" / f"{split}.jsonl", [cut.to_dict() for cut in splits[split]])
+        bpe = train_bpe([cut.supervisions[0].text for cut in splits["train"]], config.curate.vocab_size)
+        bpe.save(work / "out" / "bpe.json")
+        write_json(work / "out" / "funnel.json", funnel)
+        publish(work / "out", output("curate"))
+        shutil.rmtree(work)
+    return _result(funnel, bpe.vocab_size)
+
+
+def _dnsmos(cuts: Sequence[MonoCut], work: Path, num_threads: int) -> dict[str, float]:
+    """P.808 MOS by cut id; scores of a killed run are taken over."""
+    total = sum(cut.duration for cut in cuts)
+    model = quality.Dnsmos()
+
+    def score(cut: MonoCut) -> float:
+        return model.p808(cut.resample(quality.DNSMOS_RATE).load_audio()[0])
+
+    with (
+        Journal(work / "dnsmos.jsonl") as journal,
+        ThreadPoolExecutor(num_threads) as pool,
+        progress("curate", total, "s of audio") as advance,
+    ):
+        left = [cut for cut in cuts if cut.id not in journal.done]
+        advance(total - sum(cut.duration for cut in left))
+        for cut, value in zip(left, pool.map(score, left), strict=True):
+            journal.add(cut.id, value)
+            advance(cut.duration)
+        return journal.done
+
+
+def _score(cuts: Sequence[MonoCut], dnsmos: dict[str, float], language: str) -> list[Scored]:
+    scored = []
+    for cut in cuts:
+        text = normalise(cut.supervisions[0].text or "", language)
+        scored.append(Scored(cut, text, dnsmos[cut.id], quality.words_per_second(text, cut.duration)))
+    return scored
+
+
+def judge(scored: Sequence[Scored], config: CurateConfig, language: str) -> dict[str, str]:
+    """Reason code by cut id, of the segments that a rule drops; a text's later repetitions by its speaker are one."""
+    bounds = quality.rate_bounds([item.rate for item in scored if item.text], config.words_per_second_iqr)
+    reasons: dict[str, str] = {}
+    seen: set[tuple[str, str]] = set()
+    for item in scored:
+        about = item.cut.supervisions[0]
+        heard = (item.cut.custom or {}).get("asr_text")
+        reason = (
+            quality.judge_text(item.text)
+            or quality.judge_language(about.language or "", language)
+            or quality.judge_quality(item.dnsmos, config.min_dnsmos)
+            or quality.judge_rate(item.rate, bounds)
+            or quality.judge_agreement(item.text, None if heard is None else normalise(heard, language),
+                                       config.max_given_text_wer)
+            or ("duplicate_text" if (about.speaker or "", item.text) in seen else "")
+        )  # fmt: skip
+        if reason:
+            reasons[item.cut.id] = reason
+        else:
+            seen.add((about.speaker or "", item.text))
+    return reasons
+
+
+def _split(scored: Sequence[Scored], reasons: dict[str, str], config: Config) -> dict[Split, list[MonoCut]]:
+    """Kept cuts by split; adds the reason `text_leak` for train's cuts with a held-out sentence."""
+    kept = [item for item in scored if item.cut.id not in reasons]
+    if not kept:
+        counts = sorted({reason: list(reasons.values()).count(reason) for reason in reasons.values()}.items())
+        raise SourceError(
+            f"none of {len(scored)} segments is left ({', '.join(f'{count} {reason}' for reason, count in counts)}); "
+            "loosen the rule's threshold in section `curate`"
+        )
+    of_speaker = split_speakers(
+        [item.cut.supervisions[0].speaker for item in kept],
+        config.curate.test_speakers, config.curate.dev_speakers, config.runtime.seed,
+    )  # fmt: skip
+    by_split: dict[Split, list[Scored]] = defaultdict(list)
+    for item in kept:
+        by_split[of_speaker[item.cut.supervisions[0].speaker]].append(item)
+    held_out = [item.text for split in ("dev", "test") for item in by_split[split]]
+    leaked = leaked_texts([item.text for item in by_split["train"]], held_out)
+    reasons |= {item.cut.id: "text_leak" for item in by_split["train"] if item.text in leaked}
+    if not any(item.text not in leaked for item in by_split["train"]):
+        raise SourceError("every train sentence is also a dev or test sentence; choose other speakers to hold out")
+    return {split: [_curated(item) for item in by_split[split] if item.cut.id not in reasons] for split in SPLITS}
+
+
+def _curated(item: Scored) -> MonoCut:
+    about = item.cut.supervisions[0]
+    custom = {**(item.cut.custom or {}), "raw_text": about.text, "dnsmos": item.dnsmos, "words_per_second": item.rate}
+    return fastcopy(item.cut, supervisions=[fastcopy(about, text=item.text)], custom=custom)
+
+
+def _funnel(
+    cuts: Sequence[MonoCut], reasons: dict[str, str], splits: dict[Split, list[MonoCut]], dropped: Path
+) -> dict[str, Any]:
+    """Samples, hours and counts of what came in, was dropped for each reason, and is kept; the sums are checked."""
+    rate = cuts[0].sampling_rate
+    ingested = [MonoCut.from_dict(row) for row in read_jsonl(output("ingest") / "cuts.jsonl")]
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row in read_jsonl(dropped):
+        rows[row["reason"]].append(row["samples"])
+    for cut in cuts:
+        if cut.id in reasons:
+            rows[reasons[cut.id]].append(cut.num_samples)
+    kept = {split: _amount([cut.num_samples for cut in splits[split]], rate) for split in SPLITS}
+    lost = {reason: _amount(samples, rate) for reason, samples in sorted(rows.items())}
+    taken_in = _amount([cut.num_samples for cut in ingested], rate)
+    accounted = sum(part["samples"] for part in (*kept.values(), *lost.values()))
+    assert accounted == taken_in["samples"], f"funnel: {accounted} samples of {taken_in['samples']}"
+    return {"sample_rate": rate, "in": taken_in, "dropped": lost, "kept": kept}
+
+
+def _amount(samples: Sequence[int], rate: int) -> dict[str, float]:
+    return {"count": len(samples), "samples": sum(samples), "hours": round(sum(samples) / rate / 3600, 5)}
+
+
+def _result(funnel: dict[str, Any], vocab_size: int) -> StageResult:
+    kept = funnel["kept"]
+    hours = sum(kept[split]["hours"] for split in SPLITS)
+    counts = ", ".join(f"{split} {kept[split]['count']}" for split in SPLITS)
+    figure = f"{hours:.2f} of {funnel['in']['hours']:.2f} h kept ({counts}), {vocab_size} BPE entries"
+    dropped = {reason: part["hours"] for reason, part in funnel["dropped"].items()}
+    return StageResult(figure, {"hours_kept": round(hours, 4), "dropped_hours": dropped, "vocab_size": vocab_size})

@@ -1,0 +1,112 @@
+"""Speaker-disjoint train, dev and test, and the gate that nothing leaks between them."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from lhotse import MonoCut
+
+from valle2.errors import ConfigError, SourceError
+from valle2.types import SPLITS, Split
+
+Chosen = tuple[str, ...] | int
+
+
+def split_speakers(speakers: Iterable[str], test: Chosen, dev: Chosen, seed: int) -> dict[str, Split]:
+    """Give each speaker one split.
+
+    A count draws by a hash of seed and name: a speaker's draw does not depend on who else is there, so new speakers
+    hardly move the old ones.
+
+    Args:
+        speakers: All names.
+        test: Names, or how many to draw.
+        dev: Names, or how many to draw among the rest.
+        seed: Of the draw.
+
+    Raises:
+        ConfigError: A name that is not there or in both, or too few speakers.
+    """
+    names = sorted(set(speakers))
+    chosen: dict[str, Split] = {}
+    _choose(chosen, names, "test", test, seed)
+    _choose(chosen, names, "dev", dev, seed)
+    if len(chosen) == len(names):
+        raise ConfigError(
+            f"{len(names)} speakers ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}) leave none for train "
+            f"after {_count(test)} for test and {_count(dev)} for dev; lower `curate.test_speakers` and "
+            "`curate.dev_speakers` or bring more speakers"
+        )
+    return {name: chosen.get(name, "train") for name in names}
+
+
+def _choose(chosen: dict[str, Split], names: Sequence[str], split: Split, wanted: Chosen, seed: int) -> None:
+    if isinstance(wanted, int):
+        free = sorted((name for name in names if name not in chosen), key=lambda name: _draw(seed, name))
+        if wanted > len(free):
+            raise ConfigError(
+                f"`curate.{split}_speakers` asks for {wanted} speakers and {len(free)} of {len(names)} are free; lower "
+                "it or bring more speakers"
+            )
+        chosen.update(dict.fromkeys(free[:wanted], split))
+        return
+    missing = sorted(set(wanted) - set(names))
+    if missing:
+        raise ConfigError(
+            f"`curate.{split}_speakers` names {', '.join(missing)}, of whom no segment is left; there are "
+            f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}; correct the names or give a number"
+        )
+    taken = sorted(set(wanted) & set(chosen))
+    if taken:
+        raise ConfigError(f"`curate.{split}_speakers` names {', '.join(taken)}, who are in test already; keep one")
+    chosen.update(dict.fromkeys(wanted, split))
+
+
+def _draw(seed: int, name: str) -> str:
+    return hashlib.sha256(f"{seed} {name}".encode()).hexdigest()
+
+
+def _count(chosen: Chosen) -> int:
+    return chosen if isinstance(chosen, int) else len(chosen)
+
+
+def leaked_texts(train: Iterable[str], held_out: Iterable[str]) -> set[str]:
+    """Normalised sentences that train shares with dev or test."""
+    return set(train) & set(held_out)
+
+
+def check_leakage(splits: dict[Split, list[MonoCut]]) -> dict[str, int]:
+    """The gate: no utterance, recording or speaker in two splits, no dev or test sentence in train.
+
+    Returns:
+        How many of each were compared, all of them disjoint.
+
+    Raises:
+        SourceError: Something is in two splits; the message names it.
+    """
+    kinds = {
+        "utterance": lambda cut: cut.id,
+        "recording": lambda cut: cut.custom["sha256"],
+        "speaker": lambda cut: cut.supervisions[0].speaker,
+    }
+    compared: dict[str, int] = {}
+    for kind, value in kinds.items():
+        where: dict[str, set[Split]] = defaultdict(set)
+        for split in SPLITS:
+            for cut in splits[split]:
+                where[value(cut)].add(split)
+        for found, places in sorted(where.items()):
+            if len(places) > 1:
+                raise SourceError(
+                    f"the splits leak: {kind} {found} is in {' and '.join(sorted(places))}; nothing was written. Check "
+                    "that a speaker has one name only in the speakers files"
+                )
+        compared[f"{kind}s"] = len(where)
+    texts = {split: {cut.supervisions[0].text for cut in splits[split]} for split in SPLITS}
+    shared = leaked_texts(texts["train"], texts["dev"] | texts["test"])
+    if shared:
+        raise SourceError(
+            f"the splits leak: the sentence {min(shared)!r} is in train and held out; nothing was written"
+        )
+    compared["sentences"] = len(texts["train"] | texts["dev"] | texts["test"])
+    return compared
