@@ -1,0 +1,119 @@
+"""What differs between training the AR and the NAR model: how a model is built, and what its loss is on a batch."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from valle2.config import Config, TrainConfig, TransformerConfig
+from valle2.model.ar import ARModel
+from valle2.model.layers import TransformerShape
+from valle2.model.nar import NARModel, draw_condition_lengths
+from valle2.training.data import Batch
+
+Kind = Literal["ar", "nar"]
+
+
+@dataclass(frozen=True)
+class CodecFacts:
+    """What the shards' manifest says of the codec."""
+
+    name: str
+    digest: str
+    sample_rate: int
+    frame_rate: float
+    num_codebooks: int
+    codebook_size: int
+
+    @classmethod
+    def of(cls, manifest: dict[str, Any]) -> "CodecFacts":
+        """Read the manifest's head."""
+        rest = {name: manifest[name] for name in ("sample_rate", "frame_rate", "num_codebooks", "codebook_size")}
+        rest["frame_rate"] = float(rest["frame_rate"])
+        return cls(manifest["codec"]["name"], manifest["codec"]["digest"], **rest)
+
+
+class Objective(Protocol):
+    """One of the two models' training."""
+
+    kind: Kind
+    train: TrainConfig
+    shape: TransformerConfig
+    num_codebooks: int
+    group_size: int
+
+    def build(self, vocab_size: int) -> nn.Module:
+        """A model with random weights."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """`loss` and other figures of a training batch; random choices are torch's."""
+
+    def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The same on a held-out batch, without random choices."""
+
+
+class AR:
+    """Codebook 0, autoregressively (3.3.1)."""
+
+    kind: Kind = "ar"
+    num_codebooks = 1
+
+    def __init__(self, config: Config, codec: CodecFacts) -> None:
+        self.train, self.shape, self.group_size = config.train_ar, config.model.ar, config.model.group_size
+        self.codebook_size = codec.codebook_size
+
+    def build(self, vocab_size: int) -> ARModel:
+        return ARModel(TransformerShape(**self.shape.model_dump()), vocab_size, self.group_size, self.codebook_size)
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(model, ARModel)
+        return model.loss(batch.text, batch.text_lengths, batch.codes[:, 0], batch.code_lengths)
+
+    def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return self.loss(model, batch)
+
+
+class NAR:
+    """Codebooks 1-7, one drawn for each batch (3.3.2)."""
+
+    kind: Kind = "nar"
+    group_size = 1
+
+    def __init__(self, config: Config, codec: CodecFacts) -> None:
+        self.train, self.shape = config.train_nar, config.model.nar
+        self.num_codebooks, self.codebook_size = codec.num_codebooks, codec.codebook_size
+        self.frame_rate = codec.frame_rate
+
+    def build(self, vocab_size: int) -> NARModel:
+        return NARModel(TransformerShape(**self.shape.model_dump()), vocab_size, self.num_codebooks, self.codebook_size)
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        codebook = int(torch.randint(1, self.num_codebooks, ()))
+        condition = draw_condition_lengths(batch.code_lengths, self.frame_rate)
+        return self._loss(model, batch, codebook, condition)
+
+    def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """All codebooks, behind a condition of 3 s or half."""
+        condition = (batch.code_lengths // 2).clamp(max=round(3 * self.frame_rate))
+        each = [self._loss(model, batch, codebook, condition) for codebook in range(1, self.num_codebooks)]
+        figures = {name: torch.stack([one[name] for one in each]).mean() for name in ("loss", "top1", "top10")}
+        for one in each:
+            figures |= {name: value for name, value in one.items() if name not in figures}
+        return figures
+
+    def _loss(self, model: nn.Module, batch: Batch, codebook: int, condition: Tensor) -> dict[str, Tensor]:
+        assert isinstance(model, NARModel)
+        figures = model.loss(batch.text, batch.text_lengths, batch.codes, batch.code_lengths, codebook, condition)
+        return figures | {f"loss_codebook_{codebook}": figures["loss"].detach()}
+
+
+def describe(objective: Objective, codec: CodecFacts, vocab_size: int) -> dict[str, Any]:
+    """The `config.json` beside the weights: all that is needed to build the model again."""
+    return {
+        "kind": objective.kind,
+        "transformer": objective.shape.model_dump(),
+        "group_size": objective.group_size,
+        "vocab_size": vocab_size,
+        "codec": asdict(codec),
+    }
