@@ -1,0 +1,196 @@
+"""Speaking with tiny random models and a tiny real EnCodec."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.test_sampling import literal_group
+from valle2.codec import Architecture, build_encodec, load_codec, save_encodec
+from valle2.config import SamplingConfig
+from valle2.errors import ModelError
+from valle2.model.ar import ARModel
+from valle2.model.layers import TransformerShape
+from valle2.model.nar import NARModel
+from valle2.model.sampling import Sampling
+from valle2.stage import write_json
+from valle2.synthesis import Request, Synthesizer, generate_codes, write_bundle
+from valle2.text import train_bpe
+
+SHAPE = TransformerShape(num_layers=2, dim=32, num_heads=4, ffn_dim=64, dropout=0.1, max_text_tokens=40, max_frames=120)
+SETTINGS = SamplingConfig(max_seconds=0.4)
+RATE = 75.0
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bundle")
+    torch.manual_seed(0)
+    architecture = Architecture(encoder_filters=2, decoder_filters=2, dimension=8)
+    encodec = build_encodec(architecture)
+    for name, buffer in encodec.named_buffers():
+        if name.endswith("embed"):
+            buffer.copy_(torch.randn_like(buffer))
+    save_encodec(encodec, architecture, root / "codec")
+    bpe = train_bpe(["the red boat", "a green bird sings"], 60)
+    bpe.save(root / "bpe.json")
+    codec = {"name": str(root / "codec"), "digest": load_codec(str(root / "codec")).digest, "sample_rate": 24000,
+             "frame_rate": 75.0, "num_codebooks": 8, "codebook_size": 1024}  # fmt: skip
+    models = {"ar": ARModel(SHAPE, bpe.vocab_size, 2), "nar": NARModel(SHAPE, bpe.vocab_size)}
+    for kind, model in models.items():
+        for embedding in [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]:
+            torch.nn.init.normal_(embedding.weight, std=0.6)  # scores that are far apart, as a trained model's
+        (root / kind).mkdir()
+        save_file(model.state_dict(), root / kind / "model.safetensors")
+        write_json(root / kind / "config.json", {
+            "kind": kind, "transformer": asdict(SHAPE), "group_size": 2, "vocab_size": bpe.vocab_size, "codec": codec,
+        })  # fmt: skip
+    write_bundle(root / "model", ar_dir=root / "ar", nar_dir=root / "nar", bpe=root / "bpe.json",
+                 codec_name=str(root / "codec"), sampling=SETTINGS)  # fmt: skip
+    return root / "model"
+
+
+@pytest.fixture(scope="module")
+def synthesizer(bundle: Path) -> Synthesizer:
+    return Synthesizer.from_path(bundle)
+
+
+def requests() -> list[Request]:
+    generator = torch.Generator().manual_seed(4)
+    prompts = [torch.rand(num, generator=generator) - 0.5 for num in (320 * 9, 320 * 4, 320 * 12 + 7)]
+    texts = [("Red boat!", "the bird"), ("a green bird sings the boat", "boat"), ("the", "a red boat sings")]
+    return [
+        Request(text, prompt, said, seed)
+        for seed, ((text, said), prompt) in enumerate(zip(texts, prompts, strict=True), 10)
+    ]
+
+
+def test_bundle_holds_all_that_is_needed(bundle: Path) -> None:
+    files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    assert files == {"model.json", "ar.safetensors", "nar.safetensors", "bpe.json", "codec/config.json",
+                     "codec/model.safetensors"}  # fmt: skip
+    facts = json.loads((bundle / "model.json").read_text())
+    assert facts["format"] == 1 and facts["group_size"] == 2 and facts["num_codebooks"] == 8
+    assert facts["sampling"] == SETTINGS.model_dump()
+
+
+def test_a_batch_equals_one_by_one(synthesizer: Synthesizer) -> None:
+    together = synthesizer.synthesize_batch(requests())
+    assert len({item.num_groups for item in together}) >= 1
+    for request, item in zip(requests(), together, strict=True):
+        alone = synthesizer.synthesize(request.text, request.prompt, request.prompt_text, seed=request.seed)
+        assert torch.equal(alone.codes, item.codes)
+        assert (alone.finish_reason, alone.num_groups) == (item.finish_reason, item.num_groups)
+        torch.testing.assert_close(alone.waveform, item.waveform, atol=1e-5, rtol=1e-4)
+
+
+def test_speech_is_as_long_as_its_codes_and_holds_no_prompt(synthesizer: Synthesizer) -> None:
+    for item in synthesizer.synthesize_batch(requests()):
+        assert item.codes.shape[0] == 8
+        assert len(item.waveform) == 320 * item.codes.shape[1]
+        assert item.finish_reason == "eos" or item.codes.shape[1] == 30
+        assert set(item.seconds_per_stage) == {"prompt", "ar", "nar", "codec"}
+
+
+def test_the_seed_decides(synthesizer: Synthesizer) -> None:
+    one = requests()[0]
+    first, again, other = synthesizer.synthesize_batch([one, one, replace(one, seed=99)])
+    assert torch.equal(first.codes, again.codes)
+    assert not torch.equal(first.codes, other.codes)
+
+
+class Scripted(ARModel):
+    """Scores that always end the utterance in a given slot of a given step."""
+
+    def __init__(self, steps: int, slot: int) -> None:
+        super().__init__(SHAPE, vocab_size=20, group_size=2, codebook_size=50)
+        self.steps, self.slot, self.step = steps, slot, 0
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        scores = torch.zeros(len(hidden), 2, 51)
+        scores[:, 0, 3], scores[:, 1, 4] = 50.0, 50.0
+        self.step += 1
+        if self.step == self.steps:
+            scores[:, self.slot, self.eos] = 100.0
+        return scores
+
+
+def speak(
+    ar: ARModel, settings: SamplingConfig, prompt: Tensor | None = None, seed: int = 0
+) -> tuple[Tensor, str, int]:
+    prompt = torch.zeros(8, 4, dtype=torch.long) if prompt is None else prompt
+    text, length = torch.zeros(1, 3, dtype=torch.long), torch.tensor([3])
+    with torch.no_grad():
+        return generate_codes(ar.eval(), text, length, [prompt], [seed], settings, RATE)[0]
+
+
+@pytest.mark.parametrize(("slot", "expected"), [(0, [3, 4, 3, 4]), (1, [3, 4, 3, 4, 3])])
+def test_decoding_stops_at_the_first_eos_in_any_slot(slot: int, expected: list[int]) -> None:
+    codes, reason, steps = speak(Scripted(3, slot), SETTINGS)
+    assert codes.tolist() == expected
+    assert (reason, steps) == ("eos", 3)
+
+
+def test_decoding_stops_at_the_cap_and_says_so() -> None:
+    codes, reason, steps = speak(Scripted(1000, 0), SETTINGS)
+    assert (len(codes), reason, steps) == (30, "cap", 15)
+
+
+def test_decoding_stops_at_the_end_of_the_position_table() -> None:
+    codes, reason, _ = speak(Scripted(1000, 0), SamplingConfig(max_seconds=100.0))
+    assert (len(codes), reason) == (120 - 4, "cap")
+
+
+def test_cached_decoding_equals_algorithm_1_without_a_cache() -> None:
+    torch.manual_seed(3)
+    ar = ARModel(SHAPE, vocab_size=20, group_size=2, codebook_size=50)
+    torch.nn.init.normal_(ar.code_embedding.weight, std=0.5)
+    prompt = torch.randint(0, 50, (8, 14))
+    codes, _, _ = speak(ar, SETTINGS, prompt, seed=5)
+    generator, expected = torch.Generator().manual_seed(5), prompt[0].tolist()
+    text, length = torch.zeros(1, 3, dtype=torch.long), torch.tensor([3])
+    settings = Sampling(**SETTINGS.model_dump(exclude={"max_seconds"}))
+    with torch.no_grad():
+        while len(expected) < 14 + 30:
+            logits, _ = ar.prefill(text, length, torch.tensor([expected]), torch.tensor([len(expected)]), 0)
+            expected += literal_group(logits[0], expected, torch.rand(2, 2, generator=generator), settings)
+    assert codes.tolist() == expected[14:]
+
+
+def test_the_prompt_is_history_of_repetition_aware_sampling() -> None:
+    greedy = SamplingConfig(top_p=0.0, max_seconds=0.027)
+    again = torch.full((8, 10), 7)
+    ar = ARModel(SHAPE, vocab_size=20, group_size=1, codebook_size=50)
+    ar.logits = lambda hidden: torch.nn.functional.one_hot(torch.full((len(hidden), 1), 7), 51) * 4.0  # type: ignore
+    fresh = [speak(ar, greedy, torch.zeros(8, 10, dtype=torch.long), seed)[0][0].item() for seed in range(12)]
+    repeated = [speak(ar, greedy, again, seed)[0][0].item() for seed in range(12)]
+    assert set(fresh) == {7}
+    assert len(set(repeated)) > 1
+
+
+def test_empty_and_too_long_requests_say_what_is_wrong(synthesizer: Synthesizer) -> None:
+    prompt = torch.rand(3200) - 0.5
+    with pytest.raises(ModelError, match="nothing to say"):
+        synthesizer.synthesize("...", prompt, "the boat")
+    with pytest.raises(ModelError, match="the prompt is empty"):
+        synthesizer.synthesize("the boat", prompt[:0], "the boat")
+    with pytest.raises(ModelError, match=r"tokens, the model reads 40; split the text"):
+        synthesizer.synthesize("the green bird sings " * 20, prompt, "the boat")
+    with pytest.raises(ModelError, match=r"the prompt lasts 2\.0 s, the model reads 1\.6 s"):
+        synthesizer.synthesize("the boat", torch.rand(48000) - 0.5, "the boat")
+
+
+def test_a_folder_that_is_no_model_is_refused(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no voice model: it has no model\.json"):
+        Synthesizer.from_path(tmp_path)
+    facts = json.loads((bundle / "model.json").read_text())
+    write_json(tmp_path / "model.json", facts)
+    with pytest.raises(ModelError, match=r"lacks ar\.safetensors"):
+        Synthesizer.from_path(tmp_path)
+    write_json(tmp_path / "model.json", facts | {"format": 2})
+    with pytest.raises(ModelError, match=r"of format 2, this version reads 1"):
+        Synthesizer.from_path(tmp_path)
