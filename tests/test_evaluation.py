@@ -1,0 +1,239 @@
+"""Metrics tell known truths, cases are fair, and a model of ten steps is evaluated, resumed and rejected."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from lhotse import MonoCut, Recording, SupervisionSegment
+from lhotse.supervision import AlignmentItem
+
+from tests import fabricated
+from valle2.config import EvaluateConfig, GateConfig
+from valle2.errors import EvaluationError
+from valle2.evaluation import evaluate as stage
+from valle2.evaluation.cases import choose_cases, cut_prompt
+from valle2.evaluation.figures import Series, curves
+from valle2.evaluation.gate import judge
+from valle2.evaluation.metrics import corpus_wer, ending, interval, similarity, sound_seconds, word_errors
+from valle2.evaluation.report import write_report
+from valle2.evaluation.summary import summarise
+from valle2.shards import read_manifest
+from valle2.stage import output
+from valle2.training.loop import train
+from valle2.training.objective import AR, NAR, CodecFacts
+
+RATE = 16_000
+
+
+def tone(seconds: float, level: float = 0.3) -> np.ndarray:
+    return (level * np.sin(np.arange(round(seconds * RATE)) * 0.2)).astype(np.float32)
+
+
+def judged(wave: np.ndarray, reason: str = "eos", reference: float = 2.0):
+    return ending(wave, RATE, reason, reference, max_trailing_silence=2.0, min_share=0.5)
+
+
+def test_word_errors_are_counted_by_kind():
+    found = word_errors("The cat sat, on 2 mats!", "a cat on two mats mats")
+    assert (found.substitutions, found.deletions, found.insertions, found.words) == (1, 1, 1, 6)
+    assert found.rate == 0.5
+    assert [kind for kind, _, _ in found.diff] == ["substitute", "equal", "delete", "equal", "insert", "equal"]
+
+
+def test_saying_nothing_is_all_wrong_and_saying_it_right_is_not():
+    assert word_errors("one two", "").rate == 1.0
+    assert word_errors("One, two.", "one two").rate == 0.0
+    assert word_errors("", "one two").insertions == 2
+
+
+def test_a_long_text_weighs_more():
+    errors = [word_errors("a b c d e f g h i", "a b c d e f g h i"), word_errors("a", "b")]
+    assert corpus_wer(errors) == 0.1
+
+
+def test_normal_speech_ends_well():
+    found = judged(np.concatenate([tone(1.8), np.zeros(RATE // 2, np.float32)]))
+    assert not found.infinite and not found.cut
+    assert found.trailing_silence == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("wave", "reason", "infinite", "cut"),
+    [
+        (tone(5), "cap", True, False),
+        (np.concatenate([tone(1.8), np.zeros(3 * RATE, np.float32)]), "eos", True, False),
+        (tone(0.5), "eos", False, True),
+        (np.zeros(RATE, np.float32), "eos", False, True),
+        (np.zeros(0, np.float32), "eos", False, True),
+        (np.concatenate([tone(0.4), np.zeros(RATE, np.float32)]), "eos", False, True),
+    ],
+)
+def test_bad_endings_are_told_apart(wave, reason, infinite, cut):
+    found = judged(wave, reason)
+    assert (found.infinite, found.cut) == (infinite, cut)
+
+
+def test_silence_around_speech_is_no_speech():
+    quiet = np.zeros(RATE, np.float32)
+    assert sound_seconds(np.concatenate([quiet, tone(1.0), quiet]), RATE) == pytest.approx(1.0, abs=0.05)
+
+
+def test_similarity_counts_the_speakers_it_beats():
+    own, near, far = np.array([1.0, 0.0]), np.array([0.9, 0.1]), np.array([0.0, 1.0])
+    found = similarity(own, near, [own, far])
+    assert found.own == pytest.approx(0.9)
+    assert found.wins == 1
+
+
+def test_intervals_are_seeded_and_hold_the_figure():
+    values = np.arange(20.0)
+    found = interval(20, lambda chosen: float(values[chosen].mean()), 7)
+    assert found == interval(20, lambda chosen: float(values[chosen].mean()), 7)
+    assert found[0] < values.mean() < found[1]
+
+
+def test_a_prompt_ends_with_a_word_and_says_just_that():
+    words = [AlignmentItem(word, start, 0.8) for word, start in (("The", 0.0), ("Red", 1.0), ("boat.", 2.5))]
+    said = SupervisionSegment("a", "a", 0, 4, text="the red boat", alignment={"word": words})
+    cut = MonoCut("a", 0, 4, 0, [said], None, Recording("a", [], RATE, 4 * RATE, 4))
+    assert cut_prompt(cut, 3.0, "en") == ("the red", pytest.approx(1.82))
+    assert cut_prompt(cut, 4.0, "en") == ("the red boat", 4)
+    assert cut_prompt(cut, 0.5, "en") == ("", 0.0)
+
+
+def test_curves_are_drawn_and_none_is_no_picture():
+    svg = curves("loss", [Series("train", ((1, 5.0), (2, 4.0), (3, float("nan"))))])
+    assert svg == curves("loss", [Series("train", ((1, 5.0), (2, 4.0), (3, float("nan"))))])
+    assert "<polyline" in svg and "nan" not in svg
+    assert curves("loss", [Series("train", ())]) == ""
+
+
+class Silent:
+    """A tracker that keeps nothing."""
+
+    def log(self, step, metrics):
+        pass
+
+
+class Deaf:
+    """Stands for the recogniser, which takes long to load: it hears no words."""
+
+    calls = 0
+
+    def recognise(self, waveform) -> str:
+        Deaf.calls += 1
+        return ""
+
+
+def train_ten_steps(config) -> None:
+    codec = CodecFacts.of(read_manifest(output("tokenize")))
+    for name, objective in (("train-ar", AR(config, codec)), ("train-nar", NAR(config, codec))):
+        shutil.rmtree(output(name), ignore_errors=True)
+        work = output(name).with_name(f"{name}.work")
+        work.mkdir()
+        train(config, objective, work, Silent(), identity="test")
+        (work / "out").rename(output(name))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A model of ten steps, evaluated."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(stage, "load_asr", lambda *args, **options: Deaf())
+        config = fabricated.workspace(folder)
+        train_ten_steps(config)
+        result = stage.evaluate(config)
+        yield config, result
+
+
+def test_a_model_of_ten_steps_is_rejected(evaluated):
+    metrics = json.loads((output("evaluate") / "metrics.json").read_text())
+    verdict = judge(metrics, GateConfig())
+    assert not verdict.passed
+    assert any("word error rate (wer) 1 is not at most" in reason for reason in verdict.reasons)
+    assert metrics["num_cases"] == 4 and metrics["num_speakers"] == 2
+    assert metrics["sim_model"].startswith("resemblyzer") and "P.808" in metrics["dnsmos_model"]
+    assert metrics["ground_truth_sim_wins"] == 1.0
+
+
+def test_the_voice_model_is_assembled(evaluated):
+    names = {path.name for path in (output("evaluate") / "model").iterdir()}
+    assert {"model.json", "ar.safetensors", "nar.safetensors", "bpe.json", "codec"} <= names
+
+
+def everything() -> dict[str, bytes]:
+    root = output("evaluate")
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_killed_evaluation_goes_on_and_gives_the_same_bytes(evaluated, monkeypatch):
+    config, _ = evaluated
+    before, calls = everything(), Deaf.calls
+    limit = calls + 5
+
+    def stop_there(self, waveform):
+        Deaf.calls += 1
+        if Deaf.calls == limit:
+            raise KeyboardInterrupt
+        return ""
+
+    monkeypatch.setattr(Deaf, "recognise", stop_there)
+    with pytest.raises(KeyboardInterrupt):
+        stage.evaluate(config)
+    stage.evaluate(config)
+    assert everything() == before
+    assert Deaf.calls - calls == 12 + 1
+
+
+def test_the_report_needs_no_server_and_is_byte_stable(evaluated, tmp_path):
+    page = (output("evaluate") / "report" / "index.html").read_text()
+    assert not re.search(r"https?://|//cdn|@import|<script", page)
+    assert all(address.startswith(("data:", "#")) for address in re.findall(r'(?:src|href)="([^"]*)"', page))
+    assert page.count("<audio") == 4 * 4 and "polyline" in page and "taken in" in page
+    metrics = json.loads((output("evaluate") / "metrics.json").read_text())
+    cases = json.loads((output("evaluate") / "cases.json").read_text())
+    again = write_report(tmp_path, metrics, cases, output("evaluate") / "samples", stage._context())
+    assert again.read_text() == page
+
+
+def test_text_in_the_report_is_escaped(evaluated, tmp_path):
+    metrics = json.loads((output("evaluate") / "metrics.json").read_text())
+    cases = json.loads((output("evaluate") / "cases.json").read_text())
+    cases[0]["text"] = "<script>alert(1)</script>"
+    page = write_report(tmp_path, metrics, cases, output("evaluate") / "samples", {}).read_text()
+    assert "<script" not in page
+
+
+def test_cases_are_spread_over_speakers_and_prompts_are_other_utterances(evaluated):
+    settings = EvaluateConfig(num_cases=3, prompt_seconds=1.0)
+    cases = choose_cases(output("tokenize"), settings, "en")
+    assert [case.speaker for case in cases] == ["dee", "eve", "dee"]
+    assert all(case.prompt.cut_id != case.id and case.prompt.cut_id.startswith(case.speaker) for case in cases)
+    assert all(len(case.prompt.wave) <= 24_000 for case in cases)
+
+
+def test_a_speaker_of_training_is_no_test_speaker(evaluated, tmp_path):
+    shards = tmp_path / "tokenize"
+    shutil.copytree(output("tokenize"), shards)
+    path = next((shards / "shards" / "train").glob("cuts.*.jsonl"))
+    path.write_text(path.read_text().replace('"speaker": "ann"', '"speaker": "dee"'))
+    with pytest.raises(EvaluationError, match="speaker dee is in the test and the train split"):
+        choose_cases(shards, EvaluateConfig(), "en")
+
+
+def test_no_fitting_sentence_is_an_error_that_names_the_fields(evaluated):
+    with pytest.raises(EvaluationError, match=r"evaluate.min_target_seconds"):
+        choose_cases(output("tokenize"), EvaluateConfig(min_target_seconds=9.0), "en")
+
+
+def test_one_speaker_has_no_others_and_the_gate_says_so(evaluated):
+    cases = json.loads((output("evaluate") / "cases.json").read_text())[:1]
+    for row in cases[0]["rows"].values():
+        row["sim_others"], row["sim_wins"] = [], 0
+    metrics = summarise(cases, {}, EvaluateConfig(), 0)
+    assert "sim_wins" not in metrics
+    assert any("no figure `sim_wins`" in reason for reason in judge(metrics, GateConfig()).reasons)

@@ -1,0 +1,165 @@
+"""Rejected models stay and never rule; the champion speaks through MLflow; training runs survive a crash."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from tests.fabricated import config, voice, workspace
+from valle2.audio import encode_wave
+from valle2.config import GateConfig, SamplingConfig
+from valle2.errors import LineageError, ModelError
+from valle2.evaluation.gate import judge
+from valle2.registry import bundle_sha256, promote, register, reject, resolve, versions
+from valle2.stage import output
+from valle2.synthesis import write_bundle
+from valle2.tracking import connect, tracking_uri, training_run
+from valle2.trust.lineage import ModelRecord
+from valle2.trust.signing import Keys
+
+GOOD = {"wer": 0.1, "inf": 0.0, "cut": 0.0, "sim_wins": 0.95, "dnsmos": 3.2, "num_cases": 24, "wer_model": "Whisper"}
+PASSED = judge(GOOD, GateConfig())
+FAILED = judge(GOOD | {"wer": 0.97}, GateConfig())
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A tiny voice model; MLflow's database is set up once for all tests here."""
+    folder = tmp_path_factory.mktemp("registry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("VALLE2_HOME", str(folder / "home"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        workspace(folder)
+        write_bundle(
+            folder / "model", ar_dir=output("train-ar"), nar_dir=output("train-nar"),
+            bpe=output("curate") / "bpe.json", codec_name="codec", sampling=SamplingConfig(max_seconds=0.4),
+        )  # fmt: skip
+        yield folder / "model"
+
+
+def test_a_rejected_model_is_kept_with_reasons_and_never_champion(bundle):
+    version = register(bundle, "a" * 64, GOOD | {"wer": 0.97}, FAILED, name="poor")
+    [kept] = versions("poor")
+    assert kept.tags["valle2.status"] == "rejected"
+    assert kept.tags["valle2.gate.max_wer"] == "fail 0.97 <= 0.35"
+    assert "word error rate" in kept.tags["valle2.reasons"]
+    with pytest.raises(ModelError, match="cannot be champion: word error rate"):
+        promote(version, "me", "please", name="poor")
+    with pytest.raises(ModelError, match="no version with the alias 'champion'"):
+        resolve("poor@champion")
+    with pytest.raises(ModelError, match="no version with the alias 'candidate'"):
+        resolve("poor@candidate")
+    assert resolve(f"poor/{version}").lineage == "a" * 64
+
+
+def test_promotion_moves_the_aliases_and_is_recorded(bundle):
+    first = register(bundle, "1" * 64, GOOD, PASSED, run_ids={"ar": "r1"}, name="voice")
+    assert register(bundle, "1" * 64, GOOD, PASSED, name="voice") == first
+    assert resolve("voice@candidate").version == first
+    promotion = promote(first, "Ann", "better", name="voice")
+    assert promote(first, "Ann", "again", name="voice") == promotion
+    second = register(bundle, "2" * 64, GOOD, PASSED, name="voice")
+    assert promote(second, "Bob", "newer", name="voice").replaced == first
+    assert resolve("voice@champion").version == second
+    assert resolve("voice@previous").version == first
+    assert promote(first, "Bob", "back again", name="voice").replaced == second
+    found = resolve("voice@champion")
+    assert (found.version, found.lineage) == (first, "1" * 64)
+    assert bundle_sha256(found.bundle) == bundle_sha256(bundle)
+    third = register(bundle, "3" * 64, GOOD, PASSED, name="voice")
+    reject(third, "Ann", "sounds tired", name="voice")
+    with pytest.raises(ModelError, match="rejected by Ann: sounds tired"):
+        promote(third, "Ann", "", name="voice")
+    # Somebody sets the alias by hand.
+    connect().set_registered_model_alias("voice", "champion", str(third))
+    with pytest.raises(ModelError, match="set the alias by hand"):
+        resolve("voice@champion")
+    tags = connect().get_model_version("voice", str(first)).tags
+    forged = tags["valle2.promotion"].replace(f'"version": {first}', f'"version": {third}').replace("1" * 64, "3" * 64)
+    for tag, value in (("promotion", forged), ("signature", tags["valle2.signature"])):
+        connect().set_model_version_tag("voice", str(third), f"valle2.{tag}", value)
+    with pytest.raises(ModelError, match="the promotion record was altered"):
+        resolve("voice@champion")
+    promote(first, "Ann", "repair", name="voice")
+    assert resolve("voice@champion").version == first
+
+
+def test_mlflow_loads_the_model_and_it_speaks(bundle):
+    import mlflow
+    import pandas
+
+    version = register(bundle, "4" * 64, GOOD, PASSED, name="speaker")
+    model = mlflow.pyfunc.load_model(f"models:/speaker/{version}")
+    prompt = voice("dee", 1.0)
+    rows = pandas.DataFrame(
+        [
+            {"text": "the red boat", "prompt_text": "a house",
+             "prompt_wav": base64.b64encode(encode_wave(prompt, 24_000)).decode()}
+        ]
+    )  # fmt: skip
+    [spoken] = model.predict(rows, params={"seed": 3})
+    assert spoken["sample_rate"] == 24_000
+    assert np.isfinite(spoken["waveform"]).all()
+    assert spoken["finish_reason"] in ("eos", "cap")
+    assert model.predict(rows, params={"seed": 3})[0]["waveform"] == spoken["waveform"]
+    samples = pandas.DataFrame([{"text": "the red boat", "prompt_text": "a house", "prompt": prompt.tolist()}])
+    assert len(model.predict(samples)) == 1
+    with pytest.raises(ModelError, match="no prompt"):
+        model.predict(pandas.DataFrame([{"text": "the red boat", "prompt_text": "a house"}]))
+
+
+def test_a_signature_of_a_stranger_is_not_trusted(tmp_path):
+    ours, theirs = Keys(tmp_path / "ours"), Keys(tmp_path / "theirs")
+    ours.verify("text", ours.sign("text"))
+    with pytest.raises(ModelError, match="not trusted here"):
+        ours.verify("text", theirs.sign("text"))
+    with pytest.raises(ModelError, match="was altered"):
+        ours.verify("other text", ours.sign("text"))
+    assert (tmp_path / "ours" / "promotion.key").stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_is_a_model_and_other_things_are_not(bundle, tmp_path):
+    assert resolve(str(bundle)).lineage is None
+    with pytest.raises(ModelError, match=r"no model\.json"):
+        resolve(str(tmp_path))
+    for name in ("valle2", "nowhere/at/all", "valle2@"):
+        with pytest.raises(ModelError, match="expected `valle2@champion`"):
+            resolve(name)
+    with pytest.raises(ModelError, match="no registered model valle2/77"):
+        resolve("valle2/77")
+
+
+def test_a_folder_names_its_own_record(bundle):
+    record = ModelRecord(model_sha256=bundle_sha256(bundle), stages={}, run="r", created="now")
+    path = bundle / "lineage" / f"{record.digest}.json"
+    path.parent.mkdir()
+    path.write_bytes(record.to_bytes())
+    try:
+        assert resolve(str(bundle)).lineage == record.digest
+        path.write_bytes(b"{}")
+        with pytest.raises(LineageError, match="altered"):
+            resolve(str(bundle))
+    finally:
+        path.unlink()
+        path.parent.rmdir()
+
+
+def test_a_killed_training_goes_on_in_its_run(bundle, tmp_path):
+    with training_run("ar", config(), "d" * 64, tmp_path) as first:
+        first.log(1, {"loss": 3.0})
+        first.log(2, {"loss": 2.0})
+    with pytest.raises(RuntimeError), training_run("ar", config(), "d" * 64, tmp_path) as second:
+        second.log(2, {"loss": 2.0})
+        second.log(3, {"loss": 1.0})
+        raise RuntimeError
+    client = connect()
+    run = client.get_run(first.run_id)
+    assert second.run_id == first.run_id
+    assert [point.step for point in client.get_metric_history(first.run_id, "loss")] == [1, 2, 3]
+    assert (run.info.status, run.data.tags["valle2.attempts"]) == ("FAILED", "2")
+    assert run.data.params["model.group_size"] == "2"
+    assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
+    assert json.loads(run.inputs.dataset_inputs[0].dataset.source)["path"] == "artifacts/tokenize"
+    assert tracking_uri().startswith("sqlite:///")
