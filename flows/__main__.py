@@ -1,0 +1,80 @@
+"""`python -m flows factory|ingest|retrain|promote`: run a flow here and now, with no server needed."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.git import repository, resolve
+from flows.settings import set_local
+from infra.services import running_server
+from valle2.config import load_config
+from valle2.errors import Valle2Error
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+Revision = Annotated[str, typer.Option(help="branch, tag or commit to run at")]
+Params = Annotated[str | None, typer.Option(help="another parameter file than the revision's params.yaml")]
+Data = Annotated[str | None, typer.Option(help="another data folder than the one that data.dvc names")]
+Jobs = Annotated[int, typer.Option(help="commands at a time; 2 trains AR and NAR together")]
+
+
+@app.command()
+def factory(revision: Revision = "HEAD", params: Params = None, data: Data = None, side_by_side: Jobs = 1) -> None:
+    """The whole: ingest, retrain, promote."""
+    check(revision, params)
+    from flows.factory import factory
+
+    factory(revision, params, data, side_by_side)
+
+
+@app.command()
+def ingest(revision: Revision = "HEAD", params: Params = None, data: Data = None) -> None:
+    """The data half: sources to shards."""
+    check(revision, params)
+    from flows.ingest import ingest
+
+    ingest(revision, params, data)
+
+
+@app.command()
+def retrain(revision: Revision = "HEAD", params: Params = None, data: Data = None, side_by_side: Jobs = 1) -> None:
+    """The model half: shards to an evaluated and judged model."""
+    check(revision, params)
+    from flows.retrain import retrain
+
+    retrain(revision, params, data, side_by_side)
+
+
+@app.command()
+def promote(revision: Revision = "HEAD", params: Params = None, data: Data = None) -> None:
+    """The gate, the approval and the registry, for a revision that `retrain` has evaluated."""
+    check(revision, params)
+    from flows.promote import promote
+
+    promote(revision, params, data)
+
+
+def check(revision: str, params: str | None) -> None:
+    """Tell a user's mistakes at once, before Prefect is loaded."""
+    origin = repository(Path.cwd())
+    resolve(origin, revision)
+    load_config(Path(params) if params else origin / "params.yaml")
+
+
+def main() -> None:
+    """Entry point: user errors become one sentence and exit code 2."""
+    set_local(running_server())
+    try:
+        app()
+    except Valle2Error as error:
+        print(f"valle2: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("valle2: interrupted; run the same again, it goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

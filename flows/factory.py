@@ -1,0 +1,41 @@
+"""The whole: raw recordings to a registered, traceable model.
+
+    python -m flows factory                                          the demo
+    python -m flows factory --params params/full.yaml --data DIR     your own
+
+`make demo` and `make run` call it. The halves on their own are `flows.ingest`, `flows.retrain` and `flows.promote`.
+"""
+
+import os
+import sys
+
+from prefect import flow
+
+from flows.ingest import run_data_half
+from flows.promote import decide
+from flows.retrain import run_model_half
+from flows.session import session
+
+
+@flow(persist_result=False)
+def factory(revision: str = "HEAD", params: str | None = None, data: str | None = None, side_by_side: int = 1) -> str:
+    """Ingest, retrain and promote in one run.
+
+    Args:
+        revision: Branch, tag or commit to run at.
+        params: Another parameter file than the revision's params.yaml.
+        data: Another data folder than the one that the revision's data.dvc names.
+        side_by_side: Commands at a time; 2 trains AR and NAR together where there are cores for both.
+
+    Returns:
+        The branch that holds the result.
+    """
+    with session(revision, params, data) as (space, runs):
+        run_data_half(space, runs)
+        run_model_half(space, runs, side_by_side)
+        decide(space, runs)
+        return space.branch
+
+
+if __name__ == "__main__":  # Prefect reads its settings when imported: start over where they can still be set
+    os.execv(sys.executable, [sys.executable, "-m", "flows", "factory", *sys.argv[1:]])

@@ -1,0 +1,62 @@
+"""What a run says at its end: each stage, the model, the decision, and where to look next."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from valle2.types import Seconds
+
+if TYPE_CHECKING:
+    from flows.runner import Runs
+    from flows.workspace import Workspace
+
+COLOURS = {"ran": "green", "cached": "cyan", "failed": "red"}
+REPORT = Path("artifacts/evaluate/report/index.html")
+SAMPLES = Path("artifacts/evaluate/samples")
+REFERENCE = {".ground_truth", ".reconstruction", ".prompt"}
+"""Samples that are not the model's."""
+
+
+def show(space: "Workspace", runs: "Runs") -> None:
+    """Print the summary on standard output; where that is no terminal, it is plain and 140 columns wide."""
+    console = Console(highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    table = Table(title=f"run {space.run}", title_justify="left", show_edge=False, pad_edge=False)
+    for name in ("stage", "state", "time", "key figure"):
+        table.add_column(name, justify="right" if name == "time" else "left", overflow="fold")
+    for run in runs.stages:
+        state = f"[{COLOURS[run.state]}]{run.state}[/]"
+        figure = run.figure if run.state != "cached" else f"{run.figure} (made by run {run.made_by})"
+        table.add_row(run.stage, state, _clock(run.seconds) if run.state != "cached" else "", figure)
+    console.print()
+    console.print(table)
+    for line in runs.decision:
+        console.print(line, markup=False)
+    for line in _where(space):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _where(space: "Workspace") -> list[str]:
+    """How to open what was made; only what is there."""
+    lines = []
+    shown = space.home / "latest" if space.is_latest else space.root
+    samples = [path for path in sorted((space.root / SAMPLES).glob("*.wav")) if not REFERENCE & set(path.suffixes)]
+    if (space.root / REPORT).is_file():
+        lines.append(f"report   {_relative(shown / REPORT, space.origin)}")
+    if samples:
+        lines.append(f"sample   {_relative(shown / SAMPLES / samples[0].name, space.origin)}")
+    if (space.home / "mlflow.db").is_file():
+        lines.append("MLflow   make mlflow")
+    lines.append(f"result   git show {space.branch}")
+    return lines
+
+
+def _relative(path: Path, origin: Path) -> str:
+    return str(path.relative_to(origin)) if path.is_relative_to(origin) else str(path)
+
+
+def _clock(seconds: Seconds) -> str:
+    return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"

@@ -1,0 +1,85 @@
+"""`python -m infra up|down|mlflow`: the services of one machine, for `make`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import typer
+
+from flows.git import repository
+from flows.settings import set_local
+from infra import services
+from valle2.errors import FlowError, Valle2Error
+from valle2.tracking import home
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+PREFECT_PORT = ("PREFECT_PORT", 4200)
+MLFLOW_PORT = ("MLFLOW_PORT", 5000)
+
+
+@app.command()
+def up() -> None:
+    """Start Prefect's server, MLflow's pages and one worker on loopback; tell their addresses."""
+    if running := services.running():
+        _tell(running)
+        return
+    root = repository(Path.cwd())
+    prefect_port, mlflow_port = services.port(*PREFECT_PORT), services.port(*MLFLOW_PORT)
+    prefect = f"http://{services.HOST}:{prefect_port}"
+    mlflow = f"http://{services.HOST}:{mlflow_port}"
+    environment = {"PREFECT_API_URL": f"{prefect}/api", "VALLE2_HOME": str(home()), "PYTHONPATH": str(root)}
+    os.environ.update(environment)
+    try:
+        server = services.start("prefect", services.prefect_command(prefect_port), environment, prefect)
+        pages = services.start("mlflow", services.mlflow_command(mlflow_port), environment, mlflow)
+        services.wait_for(server, f"{prefect}/api/health")
+        from infra.bootstrap import bootstrap
+
+        bootstrap(root)
+        services.start("worker", services.worker_command(), environment)
+        services.wait_for(pages, f"{mlflow}/health")
+    except FlowError:
+        services.stop_all()
+        raise
+    _tell(services.running())
+
+
+@app.command()
+def down() -> None:
+    """Stop what `up` started, and nothing else."""
+    for service in services.stop_all():
+        print(f"stopped {service.name}")
+
+
+@app.command()
+def mlflow() -> None:
+    """Show MLflow's pages until Ctrl-C."""
+    mlflow_port = services.port(*MLFLOW_PORT)
+    print(f"MLflow   http://{services.HOST}:{mlflow_port}   (Ctrl-C ends it)", flush=True)
+    subprocess.run(services.mlflow_command(mlflow_port), check=False)
+
+
+def _tell(running: list[services.Service]) -> None:
+    for service in running:
+        print(f"{service.name:<9}{service.address or 'takes deployments of pool ' + services.POOL}")
+    print(
+        "start a run: `make up` stays; `prefect deployment run factory/factory`, or the pages above; stop: `make down`"
+    )
+
+
+def main() -> None:
+    """Entry point: user errors become one sentence and exit code 2."""
+    set_local()
+    try:
+        app()
+    except Valle2Error as error:
+        print(f"valle2: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
