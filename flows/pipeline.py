@@ -6,6 +6,8 @@ pushed where, and whether it is really there, is `flows.store`.
 
 import errno
 import logging
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
@@ -54,14 +56,21 @@ def dvc_repository(root: Path) -> Iterator[Repo]:
         with _one_at_a_time, chdir(root), Repo(str(root)) as repo:
             yield repo
     except DvcException as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error.__cause__):
             raise no_space(root) from error
         raise FlowError(f"DVC in {root}: {' '.join(str(error).split())}") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise no_space(root) from error
         raise
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error is that of a full disk; `shutil` gathers several errors in one, as text."""
+    number = getattr(error, "errno", None)
+    return number in (errno.ENOSPC, errno.EDQUOT) or (
+        isinstance(error, shutil.Error) and os.strerror(errno.ENOSPC) in str(error)
+    )
 
 
 def no_space(root: Path) -> StorageError:

@@ -21,7 +21,7 @@ import psutil
 
 from flows.command import end_group
 from flows.git import git
-from flows.pipeline import complete_params, dvc_repository
+from flows.pipeline import complete_params, dvc_repository, is_full, no_space
 from valle2.config import Config, load_config
 from valle2.errors import FlowError, StorageError
 from valle2.stage import digest, file_sha256, write_json
@@ -199,7 +199,7 @@ def _share_storage(origin: Path, root: Path) -> None:
     if local.is_file():
         shutil.copyfile(local, root / ".dvc" / "config.local")
     with dvc_repository(origin) as repo:
-        cache = repo.cache.local.path
+        cache = repo.cache.local_cache_dir
         folders = {name: entry["url"] for name, entry in repo.config["remote"].items() if "://" not in entry["url"]}
     with dvc_repository(root) as repo, repo.config.edit("local") as config:
         config.setdefault("cache", {}).update(dir=cache, type=LINKS)
@@ -262,7 +262,13 @@ def _no_data(space: Workspace) -> str:
 def _copy(source: Path, target: Path) -> None:
     building = target.with_name(target.name + ".tmp")
     shutil.rmtree(building, ignore_errors=True)
-    shutil.copytree(source, building)
+    try:
+        shutil.copytree(source, building)
+    except OSError as error:
+        shutil.rmtree(building, ignore_errors=True)
+        if is_full(error):
+            raise no_space(target.parent) from error
+        raise
     building.rename(target)
 
 

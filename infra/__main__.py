@@ -64,9 +64,7 @@ def mlflow() -> None:
 def _tell(running: list[services.Service]) -> None:
     for service in running:
         print(f"{service.name:<9}{service.address or 'takes deployments of pool ' + services.POOL}")
-    print(
-        "start a run: `make up` stays; `prefect deployment run factory/factory`, or the pages above; stop: `make down`"
-    )
+    print("run a deployment: on Prefect's pages; stop these: make down")
 
 
 def main() -> None:

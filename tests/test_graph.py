@@ -28,10 +28,9 @@ def imports() -> grimp.ImportGraph:
 def test_a_stage_depends_on_all_the_code_that_it_imports(stage: str, imports: grimp.ImportGraph) -> None:
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
     modules = {ENTRY[stage], *imports.find_upstream_modules(ENTRY[stage])} - HARMLESS
-    files = {
-        f"{module.replace('.', '/')}.py" for module in modules if (ROOT / f"{module.replace('.', '/')}.py").exists()
-    }
-    missing = {file for file in files if (ROOT / file).exists() and not any(file == dep or file.startswith(f"{dep}/") for dep in deps)}
+    files = [file for module in modules if (file := ROOT / f"{module.replace('.', '/')}.py").exists()]
+    paths = [file.relative_to(ROOT).as_posix() for file in files]
+    missing = [path for path in paths if not any(path == dep or path.startswith(f"{dep}/") for dep in deps)]
     assert not missing, f"add to the deps of {stage} in dvc.yaml: {sorted(missing)}"
 
 
