@@ -27,13 +27,15 @@ def literal_draw(p: Sequence[float], uniform: float) -> int:
     return max(code for code, value in enumerate(p) if value > 0)
 
 
-def literal_group(logits: torch.Tensor, history: list[int], uniforms: torch.Tensor, s: Sampling) -> list[int]:
+def literal_group(
+    logits: torch.Tensor, history: list[int], uniforms: torch.Tensor, s: Sampling, eos: int = EOS
+) -> list[int]:
     """Algorithm 1 as it is printed, one row, in Python numbers."""
     made: list[int] = []
     for slot in range(len(logits)):
         p = (logits[slot] / s.temperature).softmax(-1).tolist()
         code = literal_draw(literal_nucleus(p, s.top_p), float(uniforms[slot, 0]))
-        if s.ras_window and code != EOS:
+        if s.ras_window and code != eos:
             line = [*history, *made, code]
             first = 0 if s.count_self else 1
             seen = line[::-1][first : s.ras_window + 1]

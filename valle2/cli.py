@@ -121,7 +121,7 @@ def declare(
     ] = "folder",
     language: Annotated[str, typer.Option(help="ISO 639-1 code of the speech")] = "en",
 ) -> None:
-    """Take in a folder of audio: link or copy it into a data folder, with licence and consent declared."""
+    """Take in a folder of audio: copy it into a data folder, with licence and consent declared."""
     from valle2.corpus import sources
 
     declaration = sources.declare(
@@ -136,7 +136,7 @@ register_commands(app)
 
 def main() -> None:
     """Entry point: user errors become one sentence and exit code 2."""
-    # Read when torch is first imported. Spinning OpenMP threads are a hundred times slower on cores that others use too.
+    # Read when torch is imported: OpenMP threads that spin while they wait are very slow on cores that others use too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()

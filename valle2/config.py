@@ -78,6 +78,10 @@ class CurateConfig(Section):
     )
     dev_speakers: tuple[str, ...] | Count = Field(3, description="the same for the dev split")
     vocab_size: PositiveCount = Field(384, description="BPE entries; VALL-E's lab uses 4,000")
+    bpe: str = Field(
+        "",
+        description="bpe.json to keep, such as that of the model in warm_start; empty: learn one from the training text",
+    )
 
 
 class TokenizeConfig(Section):

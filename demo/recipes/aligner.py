@@ -262,6 +262,7 @@ def export(work: Path, target: Path) -> None:
     model = make_model()
     model.load_state_dict(torch.load(work / "checkpoint.pt", weights_only=True)["model"])
     model.half().save_pretrained(building)
+    (building / "model.safetensors").chmod(0o644)
     if (target / "README.md").exists():
         shutil.copy(target / "README.md", building)
     shutil.rmtree(target, ignore_errors=True)

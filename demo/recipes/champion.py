@@ -1,6 +1,6 @@
 """Bundle a registered model as the demo's champion, from which `make demo` trains on.
 
-    make run PARAMS=params/champion.yaml
+    python -m flows factory --params params/champion.yaml --side-by-side 2
     python -m demo.recipes.champion valle2/1
 
 The first command trains it from scratch through this same pipeline; the second copies the model's folder, with the
@@ -47,7 +47,7 @@ def card(record: ModelRecord) -> str:
             "# The bundled champion",
             "",
             "A small VALL-E 2, trained from scratch by this pipeline on the embedded synthetic corpus",
-            "(`make run PARAMS=params/champion.yaml`). It speaks the demo's grammar of about 150 words in synthetic",
+            "(`params/champion.yaml`). It speaks the demo's grammar of about 150 words in synthetic",
             "voices and is of no use beyond the demo. `make demo` starts from it, as a scheduled retraining starts",
             "from the champion before it.",
             "",

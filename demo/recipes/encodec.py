@@ -12,6 +12,7 @@ import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,12 +29,16 @@ REAL_SHARE = 0.25
 SHAPES = ((8, 38), (4, 76))
 """Batches as (segments, frames); both hold the same seconds."""
 LEARNING_RATE = 5e-4
-FLOORS = ((0.4, 0.26), (0.15, 0.03))
+GAIN_SHARE = 0.01
+"""Share of the rate for the last convolution's gain and bias: the gain is about 0.002, and Adam's full step would
+change the loudness of everything by a quarter each time."""
+CODEBOOK_DECAY = 0.997
+FLOORS = ((0.4, 0.1), (0.1, 0.03))
 """Band magnitudes below the floor do not count; it sinks from the first to the second value, in either phase. With a
 low floor from the start, the noise between the words drives the loss and nothing is learned."""
-RESTART_EVERY = 400
+RESTART_EVERY = 1500
 """Steps between looks for dead codebook entries."""
-RESTART_BELOW = 0.1
+RESTART_BELOW = 0.02
 """An entry is dead below this share of the mean usage."""
 
 
@@ -121,9 +126,10 @@ def level_layers(model: EncodecModel, batch: Tensor) -> None:
 
     The package's initial weights let the signal fade on its way; training then spends its first thousand steps on that.
     """
-    last = model.decoder.model[-1].conv.conv
+    last: Any = model.decoder.model[-1]
+    last = last.conv.conv
 
-    def level(convolution: torch.nn.Module, _: object, output: Tensor) -> Tensor:
+    def level(convolution: Any, _: object, output: Tensor) -> Tensor:
         wanted = 0.1 if convolution is last else 1.0
         scale = wanted / output.std()
         convolution.weight_g.mul_(scale)
@@ -159,6 +165,7 @@ def start_codebooks(model: EncodecModel, speech: Speech, usage: float) -> None:
         book.cluster_size.copy_(sizes)
         book.embed_avg.copy_(centres * sizes[:, None])
         book.inited.fill_(1.0)
+        book.decay = CODEBOOK_DECAY
         residual = residual - centres[nearest]
         print(f"k-means residual std {residual.std():.4f}", flush=True)
 
@@ -178,6 +185,15 @@ def restart_dead_codes(model: EncodecModel, speech: Speech, usage: float) -> lis
         residual = residual - book.dequantize(book.quantize(residual))
         moved.append(len(dead))
     return moved
+
+
+def make_optimizer(model: EncodecModel) -> torch.optim.Optimizer:
+    """AdamW with a slower group for the loudness of the output."""
+    last: Any = model.decoder.model[-1]
+    gain = [last.conv.conv.weight_g, last.conv.conv.bias]
+    rest = [parameter for parameter in model.parameters() if all(parameter is not known for known in gain)]
+    groups = [{"params": rest, "share": 1.0}, {"params": gain, "share": GAIN_SHARE}]
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.8, 0.99), weight_decay=0)
 
 
 @dataclass
@@ -205,6 +221,8 @@ class State:
         stored = torch.load(self.file, weights_only=True)
         self.model.load_state_dict(stored["model"])
         self.optimizer.load_state_dict(stored["optimizer"])
+        for layer in self.model.quantizer.vq.layers:
+            layer._codebook.decay = CODEBOOK_DECAY
         self.quantizing, self.step, self.minutes = stored["quantizing"], stored["step"], stored["minutes"]
 
 
@@ -219,7 +237,7 @@ def take_step(state: State, loss_of: SpectralLoss, target: Tensor) -> tuple[floa
     loss = loss_of(model.decoder(latent), target)
     state.optimizer.zero_grad()
     (loss + penalty).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0 if state.quantizing else 2.0)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     state.optimizer.step()
     return loss.item(), penalty.item()
 
@@ -245,7 +263,7 @@ def train(state: State, speech: Speech, minutes: float, out: Path) -> None:
         loss_of.floor = first * (last / first) ** progress
         fall = max(0.03, 1 - progress) if state.quantizing else 1.0
         for group in state.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (state.step + 1) / 100) * fall
+            group["lr"] = group["share"] * LEARNING_RATE * min(1.0, (state.step + 1) / 100) * fall
         loss, penalty = take_step(state, loss_of, speech.batch(*SHAPES[state.step % 2]))
         state.step += 1
         state.minutes = (time.monotonic() - began) / 60
@@ -266,7 +284,7 @@ def main() -> None:
     parser.add_argument("--real-speech", type=Path, help="folder of FLAC files to mix in")
     parser.add_argument("--out", type=Path, default=Path("demo/models/encodec"))
     parser.add_argument("--state", type=Path, default=Path("encodec-training.pt"), help="to resume from")
-    parser.add_argument("--autoencoder-minutes", type=float, default=11)
+    parser.add_argument("--autoencoder-minutes", type=float, default=15)
     parser.add_argument("--minutes", type=float, default=45, help="with the quantizer on")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
@@ -276,8 +294,7 @@ def main() -> None:
     real = load_real_speech(arguments.real_speech) if arguments.real_speech else []
     speech = Speech(synthetic, real, np.random.default_rng(arguments.seed))
     model = build_encodec(Architecture())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0)
-    state = State(model, optimizer, arguments.state)
+    state = State(model, make_optimizer(model), arguments.state)
     if state.file.exists():
         state.load()
     else:
@@ -286,7 +303,7 @@ def main() -> None:
         train(state, speech, arguments.autoencoder_minutes, arguments.out)
         start_codebooks(model, speech, SHAPES[0][0] * SHAPES[0][1] / model.quantizer.bins)
         state.quantizing, state.step, state.minutes = True, 0, 0.0
-        optimizer.state.clear()
+        state.optimizer.state.clear()
         state.save()
     train(state, speech, arguments.minutes, arguments.out)
 

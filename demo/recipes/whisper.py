@@ -250,7 +250,9 @@ def guided_loss(attentions: tuple[Tensor, ...], spans: list[list[tuple[int, int]
     return -((looked * mask).sum(-1)[used] + 1e-4).log().mean()
 
 
-def window_loss(model: nn.Module, head: nn.Linear, windows: list[Window], phase: Phase) -> dict[str, Tensor]:
+def window_loss(
+    model: WhisperForConditionalGeneration, head: nn.Linear, windows: list[Window], phase: Phase
+) -> dict[str, Tensor]:
     """The losses of one batch by name; `total` is what is minimised."""
     features = torch.from_numpy(np.stack([window.features for window in windows]))
     hidden = model.model.encoder(features).last_hidden_state

@@ -52,6 +52,8 @@ def check_audio(path: Path, config: IngestConfig) -> AudioCheck:
     if path.stat().st_size == 0:
         return AudioCheck("", "empty", "the file has no bytes")
     sha256 = file_sha256(path)
+    if path.suffix.lower() == ".raw":
+        return AudioCheck(sha256, "not_audio", "samples without a header tell no rate; convert them to wav or flac")
     try:
         with soundfile.SoundFile(path) as file:
             rate, channels, promised = file.samplerate, file.channels, file.frames

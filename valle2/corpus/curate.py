@@ -19,10 +19,10 @@ from valle2.config import Config, CurateConfig
 from valle2.corpus import quality
 from valle2.corpus.journal import Journal, read_jsonl, write_jsonl
 from valle2.corpus.splits import check_leakage, leaked_texts, split_speakers
-from valle2.errors import SourceError
+from valle2.errors import ConfigError, SourceError
 from valle2.progress import progress
 from valle2.stage import file_sha256, output, partial, publish, write_json
-from valle2.text import normalise, train_bpe
+from valle2.text import Bpe, normalise, train_bpe
 from valle2.types import SPLITS, Split, StageResult
 
 
@@ -58,12 +58,21 @@ def curate(config: Config) -> StageResult:
         funnel["disjoint"] = compared
         for split in SPLITS:
             write_jsonl(work / "out" / f"{split}.jsonl", [cut.to_dict() for cut in splits[split]])
-        bpe = train_bpe([cut.supervisions[0].text for cut in splits["train"]], config.curate.vocab_size)
+        bpe = _bpe(splits["train"], config.curate)
         bpe.save(work / "out" / "bpe.json")
         write_json(work / "out" / "funnel.json", funnel)
         publish(work / "out", output("curate"))
         shutil.rmtree(work)
     return _result(funnel, bpe.vocab_size)
+
+
+def _bpe(train: Sequence[MonoCut], config: CurateConfig) -> Bpe:
+    """The tokenizer to keep, so that an earlier model's weights still fit, or one learned from the training text."""
+    if not config.bpe:
+        return train_bpe([cut.supervisions[0].text for cut in train], config.vocab_size)
+    if not Path(config.bpe).is_file():
+        raise ConfigError(f'`curate.bpe` names {config.bpe}, which is no file; set it to "" to learn a new one')
+    return Bpe.load(Path(config.bpe))
 
 
 def _dnsmos(cuts: Sequence[MonoCut], work: Path, num_threads: int) -> dict[str, float]:

@@ -5,7 +5,6 @@ of the files is in `valle2.corpus.ingest`.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,7 +189,8 @@ def declare(
 ) -> Path:  # fmt: skip
     """Make a self-contained data folder of audio that is already there.
 
-    Files are hard-linked where the disk allows it, else copied. Declaring another source into the same folder adds it.
+    Files are copied: what happens in the data folder never touches the originals. Declaring another source into the
+    same folder adds it.
 
     Args:
         path: Folder of audio: one folder a speaker, or with `speaker_from="file"` one file a speaker; or the root of a
@@ -253,7 +253,7 @@ def _speakers(source: Source, path: Path, files: list[Path]) -> Iterator[tuple[P
 
 
 def _take_in(path: Path, folder: Path) -> None:
-    """Hard-link or copy a tree, whole or not at all."""
+    """Copy a tree, whole or not at all; never link it, or a change in the data folder would change the user's own."""
     building = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(building, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -261,8 +261,5 @@ def _take_in(path: Path, folder: Path) -> None:
         target = building / file.relative_to(path)
         if file.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(file.resolve(), target)
-            except OSError:
-                shutil.copyfile(file, target)
+            shutil.copyfile(file, target)
     building.rename(folder)

@@ -26,5 +26,19 @@ def write_outputs(
     for point in history:
         figures |= point
     write_json(folder / "metrics.json", figures)
-    write_json(folder / "plots.json", history)
+    write_json(folder / "plots.json", _plots(history))
     return figures
+
+
+def _plots(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Points for `dvc plots`, which wants all fields in all points: validations, and the loss before them."""
+    points: list[dict[str, float]] = []
+    point: dict[str, float] = {}
+    validated = any("valid_loss" in row for row in history)
+    for row in history:
+        if "loss" in row:
+            point = {"train_loss": row["loss"]}
+        if point and (not validated or "valid_loss" in row):
+            valid = {"valid_loss": row["valid_loss"]} if validated else {}
+            points.append({"step": row["step"], **point, **valid})
+    return points

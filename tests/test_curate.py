@@ -1,0 +1,153 @@
+"""Rules, splits, the leakage gate, and a funnel that adds up to the sample."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lhotse import MonoCut
+
+from tests.corpora import config, rows, segment, tone, write_audio, write_rows
+from valle2.config import Config
+from valle2.corpus import curate as module
+from valle2.corpus import quality
+from valle2.corpus.curate import curate
+from valle2.corpus.splits import check_leakage, split_speakers
+from valle2.errors import ConfigError, SourceError
+from valle2.stage import tree_sha256
+
+SPEAKERS = ["ann", "bob", "cal", "dan"]
+
+
+def parameters(**curate: object) -> Config:
+    chosen = {"min_dnsmos": 1.0, "test_speakers": ["ann"], "dev_speakers": ["bob"], "vocab_size": 60, **curate}
+    return config(curate=chosen)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[MonoCut]:
+    """Transcribed segments of four speakers: three sentences each, and 0.5 s that is no speech."""
+    monkeypatch.chdir(tmp_path)
+    cuts, whole, dropped = [], [], []
+    for index, name in enumerate(SPEAKERS):
+        path = write_audio(Path("data") / f"{name}.wav", tone(5.0, 200 + 40 * index))
+        whole.append(segment(name, name, "", path, 0.0, 5.0))
+        cuts += [
+            segment(f"{name}-{k}", name, f"Sentence of {name} number {'abc'[k]}.", path, 1.5 * k) for k in range(3)
+        ]
+        dropped.append({"recording": name, "start": 4.5, "end": 5.0, "samples": 12_000, "reason": "non_speech"})
+    write_rows("artifacts/ingest/cuts.jsonl", [cut.to_dict() for cut in whole])
+    write(cuts)
+    write_rows("artifacts/transcribe/dropped.jsonl", dropped)
+    return cuts
+
+
+def write(cuts: list[MonoCut]) -> None:
+    write_rows("artifacts/transcribe/segments.jsonl", [cut.to_dict() for cut in cuts])
+
+
+def funnel() -> dict:
+    return json.loads(Path("artifacts/curate/funnel.json").read_text())
+
+
+def texts(split: str) -> set[str]:
+    return {row["supervisions"][0]["text"] for row in rows(f"artifacts/curate/{split}.jsonl")}
+
+
+def test_splits_are_disjoint_and_the_funnel_adds_up(workspace: list[MonoCut]) -> None:
+    curate(parameters())
+    found = funnel()
+    assert found["in"]["samples"] == 4 * 5 * 24_000
+    parts = [*found["dropped"].values(), *found["kept"].values()]
+    assert sum(part["samples"] for part in parts) == found["in"]["samples"]
+    assert found["disjoint"] == {"utterances": 12, "recordings": 4, "speakers": 4, "sentences": 12}
+    assert texts("test") == {f"sentence of ann number {k}" for k in "abc"}
+    row = rows("artifacts/curate/train.jsonl")[0]
+    assert row["custom"]["raw_text"] == "Sentence of cal number a."
+    assert 1 <= row["custom"]["dnsmos"] <= 5
+
+
+def test_twice_is_the_same_bytes(workspace: list[MonoCut]) -> None:
+    curate(parameters())
+    before = tree_sha256(Path("artifacts/curate"))
+    curate(parameters())
+    assert tree_sha256(Path("artifacts/curate")) == before
+
+
+def test_each_rule_has_its_reason(workspace: list[MonoCut], monkeypatch: pytest.MonkeyPatch) -> None:
+    cal, dan = workspace[6:9], workspace[9:12]
+    cal[0].supervisions[0].text = "…"
+    cal[1].supervisions[0].text = cal[2].supervisions[0].text
+    dan[0].supervisions[0].text = "one two three four five six seven eight nine ten eleven twelve"
+    dan[1].supervisions[0].text = workspace[0].supervisions[0].text
+    dan[2].custom["asr_text"] = "nothing like it"
+    workspace[3].supervisions[0].language = "de"
+    write(workspace)
+    monkeypatch.setattr(module.quality.Dnsmos, "p808", lambda self, wave: 3.0)
+    curate(parameters(max_given_text_wer=0.5))
+    assert {reason: part["count"] for reason, part in funnel()["dropped"].items()} == {
+        "duplicate_text": 1, "language": 1, "no_words": 1, "non_speech": 4, "speaking_rate": 1, "text_disagrees": 1,
+        "text_leak": 1,
+    }  # fmt: skip
+
+
+def test_quality_rule(workspace: list[MonoCut]) -> None:
+    with pytest.raises(SourceError, match=r"none of 12 segments is left \(12 low_quality\)"):
+        curate(parameters(min_dnsmos=5.0))
+    assert not Path("artifacts/curate").exists()
+
+
+def test_a_name_that_is_not_there_is_told(workspace: list[MonoCut]) -> None:
+    with pytest.raises(ConfigError, match=r"test_speakers` names zoe.*there are ann, bob"):
+        curate(parameters(test_speakers=["zoe"]))
+
+
+def test_too_few_speakers() -> None:
+    with pytest.raises(ConfigError, match="leave none for train"):
+        split_speakers(["a", "b"], 1, 1, seed=0)
+    with pytest.raises(ConfigError, match="asks for 3 speakers and 2 of 2 are free"):
+        split_speakers(["a", "b"], 3, 0, seed=0)
+    with pytest.raises(ConfigError, match="in test already"):
+        split_speakers(["a", "b", "c"], ("a",), ("a",), seed=0)
+
+
+def test_drawn_speakers_do_not_depend_on_order_or_company() -> None:
+    names = [f"speaker {index}" for index in range(50)]
+    drawn = split_speakers(names, 5, 5, seed=1)
+    assert split_speakers(names[::-1], 5, 5, seed=1) == drawn
+    assert split_speakers(names, 5, 5, seed=2) != drawn
+    without = next(name for name in names if drawn[name] == "train")
+    assert split_speakers([name for name in names if name != without], 5, 5, seed=1) == {
+        name: split for name, split in drawn.items() if name != without
+    }
+
+
+@pytest.mark.parametrize("kind", ["speaker", "recording", "utterance", "sentence"])
+def test_the_gate_refuses_a_leak(workspace: list[MonoCut], kind: str) -> None:
+    train, test = workspace[6], workspace[0]
+    if kind == "speaker":
+        train.supervisions[0].speaker = "ann"
+    elif kind == "recording":
+        train.custom["sha256"] = test.custom["sha256"]
+    elif kind == "utterance":
+        train.id = test.id
+    else:
+        train.supervisions[0].text = test.supervisions[0].text
+    with pytest.raises(SourceError, match=rf"the splits leak: .*{kind}"):
+        check_leakage({"train": [train], "dev": [workspace[3]], "test": [test]})
+
+
+def test_dnsmos_tells_noise_from_silence_the_same_each_time() -> None:
+    model = quality.Dnsmos()
+    wave = np.random.default_rng(0).normal(0, 0.1, 30_000).astype(np.float32)
+    score = model.p808(wave)
+    assert 1 <= score <= 5
+    assert quality.Dnsmos().p808(wave) == score
+    assert model.p808(np.tile(wave, 12)) == pytest.approx(score, abs=0.5)
+
+
+def test_rate_bounds_are_tukeys() -> None:
+    assert quality.rate_bounds([1, 2, 3, 4, 5], 1.5) == (-1.0, 7.0)
+    assert quality.judge_rate(7.1, (-1, 7)) == "speaking_rate"
+    assert quality.judge_agreement("a b", "a c", 0.4) == "text_disagrees"
+    assert quality.judge_agreement("a b", "x y", 1.0) == ""

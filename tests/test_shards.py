@@ -1,0 +1,153 @@
+"""Shards: byte-stable, whole, resumable, and read by nobody when damaged."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lhotse import MonoCut
+
+from tests.corpora import config, segment, tone, write_audio, write_rows
+from valle2 import shards
+from valle2.errors import ShardError
+from valle2.shards import load_codes, read_manifest, read_shards, tokenize
+from valle2.stage import output, tree_sha256
+
+OUT = Path("artifacts/tokenize")
+
+
+class CountingCodec:
+    """Codes that tell the loudness of each frame; stands for EnCodec, which `test_codec` and one test below run."""
+
+    digest, sample_rate, frame_rate, hop_length, num_codebooks, codebook_size = "counting", 24_000, 75, 320, 8, 1024
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def encode(self, waveform: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        frames = torch.nn.functional.pad(waveform, (0, -waveform.shape[1] % 320)).view(len(waveform), -1, 320)
+        return (frames.abs().mean(-1) * 1000).long()[:, None].expand(-1, 8, -1)
+
+
+@pytest.fixture
+def codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CountingCodec:
+    """A workspace with curated cuts: six in train, none in dev, two in test."""
+    monkeypatch.chdir(tmp_path)
+    codec = CountingCodec()
+    monkeypatch.setattr(shards, "load_codec", lambda name, device: codec)
+    path = write_audio(Path("data/ann.wav"), tone(14.0, rate=22_050), 22_050)
+    lengths = [24_001, 31_999, 32_000, 29_000, 40_123, 26_111, 25_000, 30_007]
+    cuts = [
+        segment(f"ann-{index}", "ann", f"text {index}", path, 1.5 * index, length / 24_000)
+        for index, length in enumerate(lengths)
+    ]
+    for split, members in {"train": cuts[:6], "dev": [], "test": cuts[6:]}.items():
+        write_rows(output("curate") / f"{split}.jsonl", [cut.to_dict() for cut in members])
+    return codec
+
+
+PARAMETERS = config(tokenize={"cuts_per_shard": 4})
+
+
+def test_no_frame_is_lost_and_the_audio_is_what_was_encoded(codec: CountingCodec) -> None:
+    tokenize(PARAMETERS)
+    cuts = list(read_shards(OUT, "train"))
+    assert [cut.id for cut in cuts] == [f"ann-{index}" for index in range(6)]
+    for cut in cuts:
+        codes = load_codes(cut)
+        assert codes.dtype == np.int16
+        assert codes.shape == (8, -(-cut.num_samples // 320))
+        audio = torch.from_numpy(cut.load_audio())
+        assert audio.shape == (1, cut.num_samples)
+        assert torch.equal(codec.encode(audio)[0], torch.from_numpy(codes).long())
+        assert cut.supervisions[0].text.startswith("text")
+    assert list(read_shards(OUT, "dev")) == []
+    manifest = read_manifest(OUT)
+    assert manifest["splits"]["train"]["cuts"] == 6
+    assert len(manifest["splits"]["train"]["shards"]) == 2
+    assert manifest["codec"]["digest"] == "counting"
+
+
+def test_twice_is_the_same_bytes(codec: CountingCodec) -> None:
+    tokenize(PARAMETERS)
+    before = tree_sha256(OUT)
+    tokenize(PARAMETERS)
+    assert tree_sha256(OUT) == before
+
+
+def test_resumed_after_a_kill_is_the_same_bytes(codec: CountingCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenize(PARAMETERS)
+    uninterrupted = tree_sha256(OUT)
+    shutil.rmtree(OUT)
+    codec.calls = 0
+    encode = codec.encode
+
+    def killed(waveform: torch.Tensor) -> torch.Tensor:
+        if codec.calls == 5:
+            raise KeyboardInterrupt
+        return encode(waveform)
+
+    monkeypatch.setattr(codec, "encode", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(PARAMETERS)
+    assert not OUT.exists()
+    monkeypatch.setattr(codec, "encode", encode)
+    codec.calls = 0
+    tokenize(PARAMETERS)
+    assert codec.calls == 4, "the first shard's four cuts were encoded again"
+    assert tree_sha256(OUT) == uninterrupted
+
+
+@pytest.mark.parametrize("field", ["cuts.000000.jsonl", "codes.000001.tar", "recording.000000.tar"])
+@pytest.mark.parametrize("damage", ["flipped", "short", "missing"])
+def test_a_damaged_shard_is_named(codec: CountingCodec, field: str, damage: str) -> None:
+    tokenize(PARAMETERS)
+    path = OUT / "shards" / "train" / field
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
+    with pytest.raises(ShardError, match=field):
+        read_shards(OUT, "train")
+    read_shards(OUT, "test")
+
+
+def test_codes_of_another_length_are_refused(codec: CountingCodec) -> None:
+    tokenize(PARAMETERS)
+    cut = next(iter(read_shards(OUT, "train")))
+    assert isinstance(cut, MonoCut)
+    cut.duration -= 0.1
+    with pytest.raises(ShardError, match="ann-0 has 76 frames"):
+        load_codes(cut)
+
+
+def test_missing_inputs_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ShardError, match="valle2 curate"):
+        tokenize(PARAMETERS)
+    with pytest.raises(ShardError, match="valle2 tokenize"):
+        read_shards(OUT, "train")
+
+
+def test_flac_is_byte_stable_and_lossless() -> None:
+    import io
+
+    import soundfile
+
+    samples = np.random.default_rng(0).integers(-32768, 32767, 10_000).astype(np.int16)
+    first = shards.flac_bytes(samples, 24_000)
+    assert first == shards.flac_bytes(samples.copy(), 24_000)
+    assert np.array_equal(soundfile.read(io.BytesIO(first), dtype="int16")[0], samples)
+
+
+def test_bundled_codec(codec: CountingCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    from valle2.codec import load_codec
+
+    monkeypatch.setattr(shards, "load_codec", load_codec)
+    tokenize(PARAMETERS)
+    codes = [load_codes(cut) for cut in read_shards(OUT, "test")]
+    assert all(item.min() >= 0 and item.max() < 1024 for item in codes)
