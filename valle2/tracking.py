@@ -5,6 +5,7 @@ partial folder. Points are handed to a background thread, so that neither SQLite
 and a tracking store that fails for a while loses nothing. Registering models is in `valle2.registry`.
 """
 
+import fcntl
 import hashlib
 import importlib.metadata
 import logging
@@ -61,11 +62,23 @@ def connect() -> "MlflowClient":
     from mlflow.tracking import MlflowClient
 
     uri = tracking_uri()
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    return MlflowClient(uri, uri)
+    with _alone(uri):
+        return MlflowClient(uri, uri)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Hold a SQLite store's lock: two processes that set a fresh one up at a time break each other's tables."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(database.name + ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def quieten() -> None:
