@@ -32,7 +32,7 @@ def tiny_params() -> dict[str, Any]:
     }  # fmt: skip
     params["runtime"]["num_threads"] = 1
     params["curate"] |= {
-        "min_dnsmos": 1.0, "test_speakers": ["unseen-04"], "dev_speakers": ["train-00"], "vocab_size": 64,
+        "min_dnsmos": 1.0, "test_speakers": ["unseen-04"], "dev_speakers": ["train-00"], "vocab_size": 64, "bpe": "",
     }  # fmt: skip
     params["model"] = {"group_size": 2, "ar": transformer, "nar": transformer}
     params |= {"train_ar": train, "train_nar": train}

@@ -34,13 +34,19 @@ def bundle_champion(model: str, folder: Path = CHAMPION) -> None:
         raise TypeError(f"{resolved.lineage} is the record of a stage, expected a model's")
     (building / "README.md").write_text(card(record))
     shutil.rmtree(folder, ignore_errors=True)
+    for path in building.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
     building.rename(folder)
 
 
 def card(record: ModelRecord) -> str:
     """The champion's card, from its record."""
     metrics: dict[str, Any] = record.metrics
-    figures = [f"| {name} | {value} |" for name, value in sorted(metrics.items()) if isinstance(value, (int, float))]
+    figures = [
+        f"| {name} | {value} |"
+        for name, value in sorted(metrics.items())
+        if isinstance(value, (int, float)) and not name.endswith(("_low", "_high"))
+    ]
     verdict = "passed" if record.gate.get("passed") else "missed"
     return "\n".join(
         [
