@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make setup` and `make demo`. `make help` lists the others.
+# `make demo` and `make test` do everything on a fresh machine, set-up included. `make help` lists the others.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup data demo run test check format up down mlflow clean
