@@ -1,16 +1,17 @@
 """The demo's corpus: synthetic recordings of several sentences, seeded and byte-stable.
 
     python -m demo.corpus data
+    python -m demo.corpus build/champion-data --more-voices 156
 
-writes `data/` whole: the source declaration, one licence and consent record a speaker, the recordings, and what was
+The first writes `data/` whole: the source declaration, one licence and consent record a speaker, the recordings, and what was
 truly said (`truth.jsonl`, used only to score the transcription). The held-out voices speak sentences that no other
-voice speaks. What the recordings are used for starts in `valle2.corpus.ingest`.
+voice speaks. The second is the same with more training voices, for the bundled champion. What the recordings are used for starts in `valle2.corpus.ingest`.
 """
 
+import argparse
 import json
 import random
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,12 @@ def record(voice: Voice, sentences: list[str], rng: np.random.Generator) -> Reco
     return Recording(samples, spans, words)
 
 
-def write_corpus(folder: Path) -> None:
+def write_corpus(folder: Path, num_more_voices: int = 0) -> None:
     """Write the corpus, whole or not at all.
 
     Args:
         folder: Becomes `data/`; one that is there is replaced.
+        num_more_voices: Training voices beyond the demo's; its recordings stay what they are.
     """
     building = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(building, ignore_errors=True)
@@ -105,9 +107,10 @@ def write_corpus(folder: Path) -> None:
         said.add(text)
         return text
 
-    for index in range(NUM_TRAINING_VOICES + NUM_UNSEEN_VOICES):
+    num_demo_voices = NUM_TRAINING_VOICES + NUM_UNSEEN_VOICES
+    for index in range(num_demo_voices + num_more_voices):
         voice = make_voice(index)
-        unseen = index >= NUM_TRAINING_VOICES
+        unseen = NUM_TRAINING_VOICES <= index < num_demo_voices
         speaker = f"{'unseen' if unseen else 'train'}-{index:02d}"
         seconds = UNSEEN_SECONDS if unseen else TRAINING_SECONDS
         texts: list[str] = []
@@ -171,4 +174,8 @@ def write_corpus(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_corpus(Path(sys.argv[1] if len(sys.argv) > 1 else "data"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("data"))
+    parser.add_argument("--more-voices", type=int, default=0, help="training voices beyond the demo's")
+    arguments = parser.parse_args()
+    write_corpus(arguments.folder, arguments.more_voices)
