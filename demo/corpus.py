@@ -3,9 +3,10 @@
     python -m demo.corpus data
     python -m demo.corpus build/champion-data --more-voices 156
 
-The first writes `data/` whole: the source declaration, one licence and consent record a speaker, the recordings, and what was
-truly said (`truth.jsonl`, used only to score the transcription). The held-out voices speak sentences that no other
-voice speaks. The second is the same with more training voices, for the bundled champion. What the recordings are used for starts in `valle2.corpus.ingest`.
+The first writes `data/` whole: the source declaration, one licence and consent record a speaker, the recordings, and
+what was truly said (`truth.jsonl`, used only to score the transcription). The held-out voices speak sentences that no
+other voice speaks. The second is the same with more training voices, for the bundled champion. What the recordings are
+used for starts in `valle2.corpus.ingest`.
 """
 
 import argparse

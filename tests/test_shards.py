@@ -20,7 +20,8 @@ OUT = Path("artifacts/tokenize")
 class CountingCodec:
     """Codes that tell the loudness of each frame; stands for EnCodec, which `test_codec` and one test below run."""
 
-    digest, sample_rate, frame_rate, hop_length, num_codebooks, codebook_size = "counting", 24_000, 75, 320, 8, 1024
+    digest, codes_digest = "counting", "counting codes"
+    sample_rate, frame_rate, hop_length, num_codebooks, codebook_size = 24_000, 75, 320, 8, 1024
 
     def __init__(self) -> None:
         self.calls = 0
@@ -67,7 +68,7 @@ def test_no_frame_is_lost_and_the_audio_is_what_was_encoded(codec: CountingCodec
     manifest = read_manifest(OUT)
     assert manifest["splits"]["train"]["cuts"] == 6
     assert len(manifest["splits"]["train"]["shards"]) == 2
-    assert manifest["codec"]["digest"] == "counting"
+    assert manifest["codec"] == {"name": "bundled", "digest": "counting", "codes_digest": "counting codes"}
 
 
 def test_twice_is_the_same_bytes(codec: CountingCodec) -> None:

@@ -27,7 +27,7 @@ from valle2.training.sampler import Place, Sampler, batch_by_frames
 SENTENCES = ["the red boat", "a green bird sings", "seven small stones fall", "the boat sings", "a bird falls"]
 MANIFEST: dict[str, Any] = {
     "format": 1,
-    "codec": {"name": "none", "digest": "0" * 64},
+    "codec": {"name": "none", "digest": "0" * 64, "codes_digest": "1" * 64},
     "sample_rate": 24000,
     "frame_rate": 75.0,
     "num_codebooks": 3,

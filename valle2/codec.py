@@ -4,6 +4,7 @@ Three kinds of weights give the same `Codec`: the small ones bundled under `demo
 `encodec_24khz`, and a folder or file of either format. What is done with codes starts in `valle2.shards`.
 """
 
+import hashlib
 import pickle
 import urllib.error
 import warnings
@@ -62,6 +63,8 @@ class Codec:
         num_codebooks: Codes per frame, K.
         codebook_size: Codes lie in [0, codebook_size).
         digest: SHA-256 of the weights file.
+        codes_digest: SHA-256 of what makes the codes, encoder and codebook entries. Codecs that share it differ in how
+            they decode; models trained on the codes of one read those of the other.
     """
 
     def __init__(self, model: EncodecModel, name: str, digest: str, device: str = "cpu") -> None:
@@ -69,6 +72,7 @@ class Codec:
         self._device = device
         self.name = name
         self.digest = digest
+        self.codes_digest = _codes_digest(model)
         self.sample_rate: int = model.sample_rate
         self.frame_rate: int = model.frame_rate
         self.hop_length = int(model.encoder.hop_length)
@@ -196,6 +200,14 @@ def save_encodec(model: EncodecModel, architecture: Architecture, folder: Path) 
     config.write_text(architecture.model_dump_json(indent=2) + "\n")
     weights.replace(folder / "model.safetensors")
     config.replace(folder / "config.json")
+
+
+def _codes_digest(model: EncodecModel) -> str:
+    found = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        if key.startswith("encoder.") or key.endswith("._codebook.embed"):
+            found.update(key.encode() + value.float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _read_folder(folder: Path) -> EncodecModel:

@@ -253,7 +253,7 @@ def _verify(folder: Path, shard: dict[str, Any]) -> None:
 def _manifest(entries: dict[str, list[dict[str, Any]]], codec: Codec, name: str) -> dict[str, Any]:
     return {
         "format": 1,
-        "codec": {"name": name, "digest": codec.digest},
+        "codec": {"name": name, "digest": codec.digest, "codes_digest": codec.codes_digest},
         "sample_rate": codec.sample_rate,
         "frame_rate": codec.frame_rate,
         "num_codebooks": codec.num_codebooks,

@@ -296,7 +296,7 @@ def write_bundle(
         "ar": facts["ar"]["transformer"],
         "nar": facts["nar"]["transformer"],
         "vocab_size": facts["ar"]["vocab_size"],
-        "codec": {"name": codec["name"], "digest": codec["digest"]},
+        "codec": {name: codec[name] for name in ("name", "digest", "codes_digest")},
         **{name: codec[name] for name in ("sample_rate", "frame_rate", "num_codebooks", "codebook_size")},
         "sampling": sampling.model_dump(),
     })  # fmt: skip

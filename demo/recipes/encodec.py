@@ -1,11 +1,21 @@
-"""Train the bundled small EnCodec on one CPU core.
+"""Train the bundled small EnCodec on one or two CPU cores, phase after phase.
 
-    python -m demo.recipes.encodec MATERIAL --real-speech FOLDER --state encodec.pt
+    python -m demo.recipes.encodec envelope MATERIAL --real-speech FOLDER
+    python -m demo.recipes.encodec pitch MATERIAL --real-speech FOLDER
+    python -m demo.recipes.encodec codes MATERIAL --real-speech FOLDER
+    python -m demo.recipes.encodec decoder MATERIAL --real-speech FOLDER
 
-First an autoencoder without a quantizer; then every codebook starts as k-means on the residuals the ones before it
-leave, and the whole is tuned together. (With the quantizer on from the start, small batches collapse all codes.) There
-is no discriminator. Started again with the same `--state` it goes on where it was. What the result is worth is
-measured by `demo.recipes.encodec_check`.
+1. `envelope`: an autoencoder without a quantizer learns spectra, which do not depend on phase. Its voice has no pitch
+   but the frame rate: no gradient of a magnitude moves a harmonic from one frequency to another.
+2. `pitch`: the energy of the difference to the recording below about 1 kHz is added to the loss. Now the latent tells
+   where in a period of the voice a frame begins, and the decoder learns to go on from there.
+3. `codes`: every codebook starts as k-means on the residuals that the ones before it leave, and the whole is tuned
+   together; some steps see the first codebooks alone, as in EnCodec's training (Defossez et al., 2022, section 3.4),
+   so that the first carries most. (With the quantizer on from the start, small batches collapse all codes.)
+4. `decoder`: encoder and codebooks stay as they are, and so do the codes; the decoder alone improves.
+
+There is no discriminator. A phase goes on from the state file, where the phase before it or an interrupted run of its
+own has left it. What the result is worth is measured by `demo.recipes.encodec_check`.
 """
 
 import argparse
@@ -19,7 +29,7 @@ import torch
 import torch.nn.functional as F
 import torchaudio
 from encodec.model import EncodecModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from demo.recipes.material import SAMPLE_RATE, load_material, load_real_speech
 from valle2.codec import Architecture, build_encodec, save_encodec
@@ -28,18 +38,41 @@ HOP = 320
 REAL_SHARE = 0.25
 SHAPES = ((8, 38), (4, 76))
 """Batches as (segments, frames); both hold the same seconds."""
-LEARNING_RATE = 5e-4
 GAIN_SHARE = 0.01
 """Share of the rate for the last convolution's gain and bias: the gain is about 0.002, and Adam's full step would
 change the loudness of everything by a quarter each time."""
 CODEBOOK_DECAY = 0.997
-FLOORS = ((0.4, 0.1), (0.1, 0.03))
-"""Band magnitudes below the floor do not count; it sinks from the first to the second value, in either phase. With a
-low floor from the start, the noise between the words drives the loss and nothing is learned."""
+BANDWIDTHS = (6.0, 6.0, 6.0, 1.5, 0.75)
+"""Drawn from in the phase `codes` (kbps; 0.75 is one codebook)."""
 RESTART_EVERY = 1500
 """Steps between looks for dead codebook entries."""
 RESTART_BELOW = 0.02
 """An entry is dead below this share of the mean usage."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of the training."""
+
+    minutes: float
+    """Wall-clock length, unless the command line says another."""
+    rate: tuple[float, float]
+    """Adam's rate at the start, after 100 steps of warm-up, and at the end; straight between them."""
+    floor: tuple[float, float]
+    """Band magnitudes below it do not count; it sinks over the phase. With a low floor from the start, the noise
+    between the words drives the loss and nothing is learned."""
+    spectra: float
+    """Weight of the magnitudes."""
+    anchor: float
+    """Weight of the waveform's low band."""
+
+
+PHASES = {
+    "envelope": Phase(30, (7e-4, 7e-4), (0.4, 0.1), 1.0, 0.0),
+    "pitch": Phase(15, (4e-4, 4e-4), (0.1, 0.1), 0.3, 3.0),
+    "codes": Phase(30, (7e-4, 2e-4), (0.1, 0.05), 1.0, 1.0),
+    "decoder": Phase(40, (7e-4, 2e-5), (0.05, 0.03), 1.0, 0.5),
+}
 
 
 @dataclass
@@ -69,41 +102,62 @@ class Speech:
         return torch.from_numpy(np.stack([self.segment(num_frames * HOP) for _ in range(num_segments)]))[:, None]
 
 
-class SpectralLoss(torch.nn.Module):
-    """Distance of two waveforms, mostly between their log-mel spectra at several resolutions."""
+class SpectralLoss(nn.Module):
+    """Distance of two waveforms: between magnitude spectra, and between the waveforms' low bands.
 
-    resolutions = ((256, 64, 20), (600, 240, 80), (1024, 256, 80), (2048, 512, 120))
+    Attributes:
+        spectra: Weight of the magnitudes.
+        anchor: Weight of the low bands.
+        floor: Band magnitudes below it do not count; scaled with the window.
+    """
+
+    mel = ((256, 64, 20), (600, 240, 80), (1024, 256, 80))
     """Window, hop (samples) and mel bands; the second is what Whisper hears."""
+    linear = ((512, 128), (1024, 256), (2048, 512))
+    """Window and hop of the spectra whose lines count one by one: the longer ones tell harmonics apart."""
+    top = 6000.0
+    """Highest line, Hz."""
 
-    def __init__(self) -> None:
+    def __init__(self, spectra: float = 1.0, anchor: float = 0.0, floor: float = 0.4) -> None:
         super().__init__()
-        self.floor = FLOORS[0][0]
-        for index, (window, _, bands) in enumerate(self.resolutions):
+        self.spectra, self.anchor, self.floor = spectra, anchor, floor
+        for window, _, bands in self.mel:
             top = 8000.0 if window == 600 else 12000.0
             bank = torchaudio.functional.melscale_fbanks(window // 2 + 1, 20.0, top, bands, SAMPLE_RATE)
-            self.register_buffer(f"window{index}", torch.hann_window(window))
-            self.register_buffer(f"bank{index}", bank)
+            self.register_buffer(f"bank{window}", bank)
+        self.hops = {window: hop for window, hop, *_ in (*self.mel, *self.linear)}
+        for window in self.hops:
+            self.register_buffer(f"window{window}", torch.hann_window(window))
 
-    def magnitude(self, wave: Tensor, index: int) -> Tensor:
-        """Magnitude spectra [B, F, T] of waves [B, N]."""
-        size, hop, _ = self.resolutions[index]
-        window = self.get_buffer(f"window{index}")
-        spectrum = torch.view_as_real(torch.stft(wave, size, hop, window=window, return_complex=True))
-        return (spectrum.square().sum(-1) + 1e-7).sqrt()
+    def spectrum(self, wave: Tensor, window: int) -> tuple[Tensor, Tensor]:
+        """Complex spectra [B, F, T, 2] and their magnitudes [B, F, T] of waves [B, 1, N]."""
+        shape = self.get_buffer(f"window{window}")
+        complex_spectrum = torch.stft(wave[:, 0], window, self.hops[window], window=shape, return_complex=True)
+        parts = torch.view_as_real(complex_spectrum)
+        return parts, (parts.square().sum(-1) + 1e-7).sqrt()
 
     def forward(self, wave: Tensor, target: Tensor) -> Tensor:
         """Loss of `wave` against `target`, both [B, 1, N]."""
-        total = 0.5 * F.l1_loss(wave, target)
-        for index in range(len(self.resolutions)):
-            with torch.no_grad():
-                wanted = self.magnitude(target[:, 0], index)
-            heard = self.magnitude(wave[:, 0], index)
-            bank = self.get_buffer(f"bank{index}")
-            floor = self.floor * (self.resolutions[index][0] / 256) ** 0.5
-            log_wanted = (wanted.transpose(1, 2) @ bank + floor).log()
-            log_heard = (heard.transpose(1, 2) @ bank + floor).log()
-            total = total + F.l1_loss(log_heard, log_wanted)
-            total = total + 0.5 * F.l1_loss((heard + 1e-2).sqrt(), (wanted + 1e-2).sqrt())
+        heard = {window: self.spectrum(wave, window) for window in self.hops}
+        with torch.no_grad():
+            wanted = {window: self.spectrum(target, window) for window in self.hops}
+        total = wave.new_zeros(())
+        for window, _, _ in self.mel:
+            bank, floor = self.get_buffer(f"bank{window}"), self.floor * (window / 256) ** 0.5
+            bands = [(pair[window][1].transpose(1, 2) @ bank + floor).log() for pair in (heard, wanted)]
+            total = total + self.spectra * F.l1_loss(bands[0], bands[1])
+        for window, _ in self.linear:
+            ours, theirs, floor = heard[window][1], wanted[window][1], 3 * self.floor * (window / 256) ** 0.5
+            lines = int(self.top / SAMPLE_RATE * window)
+            total = total + self.spectra * F.l1_loss((ours[:, :lines] + floor).log(), (theirs[:, :lines] + floor).log())
+            total = total + 0.5 * self.spectra * F.l1_loss((ours + 1e-2).sqrt(), (theirs + 1e-2).sqrt())
+        for window in (512, 1024):
+            lines = int(4000 / SAMPLE_RATE * window)
+            frequency = torch.arange(lines, device=wave.device) * (SAMPLE_RATE / window)
+            weight = (1 / (1 + (frequency / 700) ** 2) + 0.1)[:, None, None]
+            error = (heard[window][0] - wanted[window][0])[:, :lines].square() * weight
+            energy = wanted[window][0][:, :lines].square() * weight
+            total = total + self.anchor * error.mean() / (energy.mean() + 1e-3)
         return total
 
 
@@ -193,7 +247,7 @@ def make_optimizer(model: EncodecModel) -> torch.optim.Optimizer:
     gain = [last.conv.conv.weight_g, last.conv.conv.bias]
     rest = [parameter for parameter in model.parameters() if all(parameter is not known for known in gain)]
     groups = [{"params": rest, "share": 1.0}, {"params": gain, "share": GAIN_SHARE}]
-    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.8, 0.99), weight_decay=0)
+    return torch.optim.AdamW(groups, lr=1e-4, betas=(0.8, 0.99), weight_decay=0)
 
 
 @dataclass
@@ -203,7 +257,7 @@ class State:
     model: EncodecModel
     optimizer: torch.optim.Optimizer
     file: Path
-    quantizing: bool = False
+    phase: str
     step: int = 0
     minutes: float = 0.0
     """Steps and wall-clock minutes of the present phase."""
@@ -211,29 +265,38 @@ class State:
     def save(self) -> None:
         """Write the file, whole or not at all."""
         building = self.file.with_suffix(".tmp")
-        progress = {"quantizing": self.quantizing, "step": self.step, "minutes": self.minutes}
+        progress = {"phase": self.phase, "step": self.step, "minutes": self.minutes}
         states = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         torch.save(states | progress, building)
         building.replace(self.file)
 
-    def load(self) -> None:
-        """Go back to what the file holds."""
+    def load(self) -> str:
+        """Go back to what the file holds; of another phase than ours, only the weights. Returns that phase."""
         stored = torch.load(self.file, weights_only=True)
         self.model.load_state_dict(stored["model"])
-        self.optimizer.load_state_dict(stored["optimizer"])
         for layer in self.model.quantizer.vq.layers:
             layer._codebook.decay = CODEBOOK_DECAY
-        self.quantizing, self.step, self.minutes = stored["quantizing"], stored["step"], stored["minutes"]
+        if stored["phase"] == self.phase:
+            self.optimizer.load_state_dict(stored["optimizer"])
+            self.step, self.minutes = stored["step"], stored["minutes"]
+        found: str = stored["phase"]
+        return found
 
 
 def take_step(state: State, loss_of: SpectralLoss, target: Tensor) -> tuple[float, float]:
     """One step on a batch [B, 1, N]; returns spectral loss and penalty."""
     model = state.model
-    latent = model.encoder(target)
-    penalty = 0.01 * latent.square().mean()
-    if state.quantizing:
-        result = model.quantizer(latent, model.frame_rate, model.bandwidth)
+    if state.phase == "decoder":
+        with torch.no_grad():
+            latent = model.quantizer(model.encoder(target), model.frame_rate, model.bandwidth).quantized
+        penalty = latent.new_zeros(())
+    elif state.phase == "codes":
+        bandwidth = BANDWIDTHS[int(torch.randint(len(BANDWIDTHS), ()))]
+        result = model.quantizer(model.encoder(target), model.frame_rate, bandwidth)
         latent, penalty = result.quantized, result.penalty
+    else:
+        latent = model.encoder(target)
+        penalty = 0.01 * latent.square().mean()
     loss = loss_of(model.decoder(latent), target)
     state.optimizer.zero_grad()
     (loss + penalty).backward()
@@ -243,69 +306,67 @@ def take_step(state: State, loss_of: SpectralLoss, target: Tensor) -> tuple[floa
 
 
 def train(state: State, speech: Speech, minutes: float, out: Path) -> None:
-    """Train one phase to its end; the state file and, once there are codes, the weights follow every four minutes.
+    """Train a phase to its end; the state file and, once there are codes, the weights follow every two minutes.
 
     Args:
         state: Trained in place.
         speech: Where batches come from.
-        minutes: Wall-clock length of the phase; the rate rises over 100 steps, then falls in a straight line if the
-            quantizer is on.
+        minutes: Wall-clock length of the phase.
         out: Folder of the exported model.
     """
-    loss_of = SpectralLoss()
-    usage = SHAPES[0][0] * SHAPES[0][1] / state.model.quantizer.bins
+    phase, model = PHASES[state.phase], state.model
+    loss_of = SpectralLoss(phase.spectra, phase.anchor)
+    usage = SHAPES[0][0] * SHAPES[0][1] / model.quantizer.bins
     began, saved, running = time.monotonic() - 60 * state.minutes, time.monotonic(), 0.0
-    state.model.train()
+    model.train()
+    if state.phase == "decoder":
+        model.encoder.requires_grad_(False)
+        model.quantizer.eval()
     while (progress := state.minutes / minutes) < 1:
-        if state.quantizing and state.step % RESTART_EVERY == RESTART_EVERY - 1 and progress < 0.85:
-            print(f"restarted {restart_dead_codes(state.model, speech, usage)}", flush=True)
-        first, last = FLOORS[state.quantizing]
-        loss_of.floor = first * (last / first) ** progress
-        fall = max(0.03, 1 - progress) if state.quantizing else 1.0
+        if state.phase == "codes" and state.step % RESTART_EVERY == RESTART_EVERY - 1 and progress < 0.85:
+            print(f"restarted {restart_dead_codes(model, speech, usage)}", flush=True)
+        loss_of.floor = phase.floor[0] * (phase.floor[1] / phase.floor[0]) ** progress
+        rate = min(1.0, (state.step + 1) / 100) * (phase.rate[0] + (phase.rate[1] - phase.rate[0]) * progress)
         for group in state.optimizer.param_groups:
-            group["lr"] = group["share"] * LEARNING_RATE * min(1.0, (state.step + 1) / 100) * fall
+            group["lr"] = group["share"] * rate
         loss, penalty = take_step(state, loss_of, speech.batch(*SHAPES[state.step % 2]))
         state.step += 1
         state.minutes = (time.monotonic() - began) / 60
         running += (loss - running) / min(state.step, 100)
         if state.step % 100 == 0:
             print(f"step {state.step} minute {state.minutes:.1f} loss {running:.3f} penalty {penalty:.3f}", flush=True)
-        if time.monotonic() - saved > 4 * 60 or state.minutes >= minutes:
+        if time.monotonic() - saved > 2 * 60 or state.minutes >= minutes:
             saved = time.monotonic()
             state.save()
-            if state.quantizing:
-                save_encodec(state.model, Architecture(), out)
+            if state.phase in ("codes", "decoder"):
+                save_encodec(model, Architecture(), out)
 
 
 def main() -> None:
-    """Read the command line and train both phases."""
+    """Read the command line and train one phase."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("phase", choices=PHASES)
     parser.add_argument("material", type=Path, help="folder of demo.recipes.material; rendered if empty")
     parser.add_argument("--real-speech", type=Path, help="folder of FLAC files to mix in")
     parser.add_argument("--out", type=Path, default=Path("demo/models/encodec"))
-    parser.add_argument("--state", type=Path, default=Path("encodec-training.pt"), help="to resume from")
-    parser.add_argument("--autoencoder-minutes", type=float, default=15)
-    parser.add_argument("--minutes", type=float, default=45, help="with the quantizer on")
+    parser.add_argument("--state", type=Path, default=Path("encodec-training.pt"), help="to go on from")
+    parser.add_argument("--minutes", type=float, help="length of the phase")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     synthetic = [clip.samples for clip in load_material(arguments.material)]
     real = load_real_speech(arguments.real_speech) if arguments.real_speech else []
     speech = Speech(synthetic, real, np.random.default_rng(arguments.seed))
     model = build_encodec(Architecture())
-    state = State(model, make_optimizer(model), arguments.state)
-    if state.file.exists():
-        state.load()
-    else:
+    state = State(model, make_optimizer(model), arguments.state, arguments.phase)
+    before = state.load() if state.file.exists() else None
+    if before is None:
         level_layers(model, speech.batch(*SHAPES[1]))
-    if not state.quantizing:
-        train(state, speech, arguments.autoencoder_minutes, arguments.out)
+    if arguments.phase == "codes" and before != "codes":
         start_codebooks(model, speech, SHAPES[0][0] * SHAPES[0][1] / model.quantizer.bins)
-        state.quantizing, state.step, state.minutes = True, 0, 0.0
-        state.optimizer.state.clear()
-        state.save()
-    train(state, speech, arguments.minutes, arguments.out)
+    train(state, speech, arguments.minutes or PHASES[arguments.phase].minutes, arguments.out)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m demo.recipes.encodec_check data --asr demo/models/whisper
 
-prints one JSON object: word error rate and DNSMOS P.808 before and after, spectral distance, and how many entries of
-each codebook occur. Without `--asr` there is no word error rate.
+prints one JSON object: word error rate, DNSMOS P.808 and speaker similarity before and after, spectral distance, and
+how many entries of each codebook occur. Without `--asr` there is no word error rate.
 """
 
 import argparse
@@ -24,9 +24,12 @@ from torch import Tensor
 
 from demo.recipes.encodec import SpectralLoss
 from valle2.codec import Codec, load_codec
+from valle2.evaluation.metrics import load_speaker_encoder, similarity
 
 ASR_RATE = 16_000
 DNSMOS_SECONDS = 9
+PROMPT_SECONDS = 5
+SIM_SECONDS = 3
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,29 @@ def word_error_rate(waves: list[Tensor], texts: list[str], sample_rate: int, mod
     return float(jiwer.wer(texts, heard))
 
 
+def speaker_wins(waves: list[Tensor], prompts: list[Tensor], sample_rate: int) -> float:
+    """Share of pairs in which a piece of speech is nearer to its own voice's prompt than to another voice's.
+
+    Args:
+        waves: One recording [N] of each voice; pieces are taken behind where its prompt ends.
+        prompts: The recordings that the prompts are cut from, at their start.
+        sample_rate: Of all.
+    """
+    encoder = load_speaker_encoder("resemblyzer")
+    cut, piece = PROMPT_SECONDS * sample_rate, SIM_SECONDS * sample_rate
+
+    def embed(wave: Tensor) -> np.ndarray:
+        return encoder.embed(torchaudio.functional.resample(wave, sample_rate, ASR_RATE).clamp(-1, 1).numpy())
+
+    heads = [embed(prompt[:cut]) for prompt in prompts]
+    wins: list[int] = []
+    for index, wave in enumerate(waves):
+        others = [head for other, head in enumerate(heads) if other != index]
+        for start in range(cut, len(wave) - piece + 1, piece):
+            wins.append(similarity(embed(wave[start : start + piece]), heads[index], others).wins)
+    return sum(wins) / (len(wins) * (len(waves) - 1))
+
+
 def score(codec: Codec, recordings: list[HeldOut], asr: Path | None) -> dict[str, Any]:
     """All scores of a codec; `asr` is a CTranslate2 Whisper folder."""
     loss = SpectralLoss()
@@ -89,6 +115,8 @@ def score(codec: Codec, recordings: list[HeldOut], asr: Path | None) -> dict[str
         "spectral_loss": round(float(np.mean([loss(a[None, None], b[None, None]).item() for a, b in pairs])), 3),
         "p808_before": round(float(np.mean([quality(wave, rate) for wave in before])), 2),
         "p808_after": round(float(np.mean([quality(wave, rate) for wave in after])), 2),
+        "sim_wins_before": round(speaker_wins(before, before, rate), 3),
+        "sim_wins_after": round(speaker_wins(after, before, rate), 3),
         "entries_used": [int((share > 0).sum()) for share in shares],
         "entropy_bits": [round(float(-(share * (share + 1e-12).log2()).sum()), 2) for share in shares],
     }

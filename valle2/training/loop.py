@@ -97,7 +97,7 @@ def train(config: Config, objective: Objective, work: Path, tracker: Tracker, *,
         facts: dict[str, Any] = {"parent": None, "utterances_left_out": corpus.left_out}
         if settings.warm_start:
             bundle = Path(settings.warm_start)
-            facts["parent"] = warm_start(state.model, bundle, objective, codec.digest, bpe_file)
+            facts["parent"] = warm_start(state.model, bundle, objective, codec.codes_digest, bpe_file)
             state.average = _average_of(state.model, settings)
         facts["resumed_at"] = state.step if load_checkpoint(state, work / "checkpoints", identity) else 0
         facts |= _run_steps(state, sampler, held_out, objective, tracker, work / "checkpoints", identity, device)

@@ -21,6 +21,7 @@ class CodecFacts:
 
     name: str
     digest: str
+    codes_digest: str
     sample_rate: int
     frame_rate: float
     num_codebooks: int
@@ -31,7 +32,7 @@ class CodecFacts:
         """Read the manifest's head."""
         rest = {name: manifest[name] for name in ("sample_rate", "frame_rate", "num_codebooks", "codebook_size")}
         rest["frame_rate"] = float(rest["frame_rate"])
-        return cls(manifest["codec"]["name"], manifest["codec"]["digest"], **rest)
+        return cls(**manifest["codec"], **rest)
 
 
 class Objective(Protocol):

@@ -12,14 +12,14 @@ from valle2.stage import file_sha256
 from valle2.training.objective import Objective
 
 
-def warm_start(model: nn.Module, bundle: Path, objective: Objective, codec_digest: str, bpe: Path) -> dict[str, str]:
+def warm_start(model: nn.Module, bundle: Path, objective: Objective, codes_digest: str, bpe: Path) -> dict[str, str]:
     """Copy a voice model's weights; the optimiser and the schedule begin anew.
 
     Args:
         model: What to start.
         bundle: Folder of the voice model.
         objective: Which of its two models, and of which shape.
-        codec_digest: Digest of the codec that the training codes are from.
+        codes_digest: Digest of the encoder and the codebooks that the training codes are from.
         bpe: Tokenizer of the training text.
 
     Returns:
@@ -32,7 +32,7 @@ def warm_start(model: nn.Module, bundle: Path, objective: Objective, codec_diges
     if not (bundle / "model.json").is_file():
         raise TrainingError(f"`{field}` names {bundle}, which holds no voice model (no model.json); leave it empty to "
                             "train from scratch")  # fmt: skip
-    differences = _differences(json.loads((bundle / "model.json").read_text()), objective, codec_digest)
+    differences = _differences(json.loads((bundle / "model.json").read_text()), objective, codes_digest)
     if (bundle / "bpe.json").read_text() != bpe.read_text():
         differences.append(_vocabulary_difference(bundle / "bpe.json", bpe))
     if differences:
@@ -45,7 +45,7 @@ def warm_start(model: nn.Module, bundle: Path, objective: Objective, codec_diges
     return {"folder": bundle.as_posix(), "file": weights.name, "sha256": file_sha256(weights)}
 
 
-def _differences(theirs: dict[str, Any], objective: Objective, codec_digest: str) -> list[str]:
+def _differences(theirs: dict[str, Any], objective: Objective, codes_digest: str) -> list[str]:
     """Every way in which the bundle is another model."""
     found = []
     # Dropout is how a model is trained, not what it is.
@@ -55,7 +55,7 @@ def _differences(theirs: dict[str, Any], objective: Objective, codec_digest: str
         found.append(("model.group_size", theirs["group_size"], objective.group_size))
     else:
         found.append(("number of codebooks", theirs["num_codebooks"], objective.num_codebooks))
-    found.append(("codec digest", theirs["codec"]["digest"][:12], codec_digest[:12]))
+    found.append(("codec's codes digest", theirs["codec"]["codes_digest"][:12], codes_digest[:12]))
     return [f"{name} is {its} there and {ours} here" for name, its, ours in found if its != ours]
 
 
