@@ -42,7 +42,7 @@ GAIN_SHARE = 0.01
 """Share of the rate for the last convolution's gain and bias: the gain is about 0.002, and Adam's full step would
 change the loudness of everything by a quarter each time."""
 CODEBOOK_DECAY = 0.997
-BANDWIDTHS = (6.0, 6.0, 6.0, 1.5, 0.75)
+BANDWIDTHS = (6.0, 6.0, 6.0, 6.0, 0.75)
 """Drawn from in the phase `codes` (kbps; 0.75 is one codebook)."""
 RESTART_EVERY = 1500
 """Steps between looks for dead codebook entries."""
@@ -70,7 +70,7 @@ class Phase:
 PHASES = {
     "envelope": Phase(30, (7e-4, 7e-4), (0.4, 0.1), 1.0, 0.0),
     "pitch": Phase(15, (4e-4, 4e-4), (0.1, 0.1), 0.3, 3.0),
-    "codes": Phase(30, (7e-4, 2e-4), (0.1, 0.05), 1.0, 1.0),
+    "codes": Phase(10, (4e-4, 1e-4), (0.1, 0.1), 1.0, 1.0),
     "decoder": Phase(40, (7e-4, 2e-5), (0.05, 0.03), 1.0, 0.5),
 }
 
@@ -210,7 +210,7 @@ def embeddings(model: EncodecModel, speech: Speech, num_frames: int) -> Tensor:
 @torch.no_grad()
 def start_codebooks(model: EncodecModel, speech: Speech, usage: float) -> None:
     """Set every codebook to k-means centres of the residuals that reach it; `usage` is its mean entry count a step."""
-    residual = embeddings(model, speech, 24_000)
+    residual = embeddings(model, speech, 60_000)
     for layer in model.quantizer.vq.layers:
         book = layer._codebook
         centres, sizes, nearest = kmeans(residual, book.codebook_size)
