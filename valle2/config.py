@@ -200,7 +200,9 @@ class PromoteConfig(Section):
     approval: Literal["automatic", "required"] = Field(
         "automatic", description="`required` suspends the flow until a person decides"
     )
-    approval_timeout: Seconds = Field(7 * 86400.0, description="s until an undecided promotion counts as rejected")
+    approval_timeout: Seconds = Field(
+        7 * 86400.0, description="s until the server gives up asking; the model stays a candidate"
+    )
 
 
 class Config(Section):
