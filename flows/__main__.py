@@ -1,8 +1,11 @@
-"""`python -m flows factory|ingest|retrain|promote`: run a flow here and now, with no server needed."""
+"""`python -m flows factory|ingest|retrain|promote`: run a flow here and now, with no server needed.
+
+`python -m flows answer` decides for a run on a server that waits for approval.
+"""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -54,6 +57,20 @@ def promote(revision: Revision = "HEAD", params: Params = None, data: Data = Non
     from flows.promote import promote
 
     promote(revision, params, data)
+
+
+@app.command()
+def answer(
+    run: Annotated[str, typer.Argument(help="the flow run that waits, by its name on Prefect's pages")],
+    decision: Annotated[Literal["approve", "reject"], typer.Argument(help="approve or reject")],
+    approver: Annotated[str, typer.Option(help="who decides")],
+    reason: Annotated[str, typer.Option(help="why; it goes into the promotion record")],
+) -> None:
+    """Decide for a run on the server that waits for approval."""
+    from flows.approval import answer
+
+    answer(run, decision, approver, reason)
+    print(f"{run}: {decision}, by {approver}; the run goes on")
 
 
 def check(revision: str, params: str | None) -> None:

@@ -2,8 +2,8 @@
 
 A model that misses a threshold is registered as rejected, with the reasons. One that passes is a candidate until it is
 approved: by the policy `promote.approval: automatic`, or by a person (`required`). On a server the flow is suspended
-until someone resumes it with an `Approval`; run directly in a terminal, it asks there; otherwise the candidate waits
-for `valle2 promote`.
+until someone answers (`flows.approval`); run directly in a terminal, it asks there; otherwise the candidate waits for
+`valle2 promote`.
 """
 
 import json
@@ -13,15 +13,14 @@ import warnings
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
-from typing import Literal
 
 import typer
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
-from prefect.flow_runs import suspend_flow_run
-from prefect.input import RunInput
+from prefect.exceptions import Pause
 
+from flows.approval import Approval, Decision, ask
 from flows.runner import Runs, lineage_store, run_stages
 from flows.session import session
 from flows.workspace import Workspace
@@ -34,14 +33,6 @@ from valle2.types import Stage
 
 EVALUATE: Stage = "evaluate"
 POLICY = "the policy promote.approval: automatic"
-
-
-class Approval(RunInput):
-    """What a person answers when a promotion waits for approval."""
-
-    approver: str
-    decision: Literal["approve", "reject"]
-    reason: str
 
 
 @flow(persist_result=False)
@@ -74,7 +65,7 @@ def decide(space: Workspace, runs: Runs) -> None:
         return
     status = connect().get_model_version(config.promote.model_name, str(version)).tags.get("valle2.status")
     if status == "candidate":
-        approval = _approval(space, version, verdict)
+        approval = _approval(space, runs, version, verdict)
         status = _apply(approval, version, config.promote.model_name) if approval else status
         if approval:
             runs.decision.append(f"decision {status}: {approval.decision} by {approval.approver}: {approval.reason}")
@@ -86,20 +77,22 @@ def decide(space: Workspace, runs: Runs) -> None:
     runs.decision.append(f"decision {status}: {passed}")
 
 
-def _approval(space: Workspace, version: int, verdict: Verdict) -> Approval | None:
+def _approval(space: Workspace, runs: Runs, version: int, verdict: Verdict) -> Approval | None:
     settings = space.config.promote
     reason = "; ".join(rule.sentence for rule in verdict.rules)
     if settings.approval == "automatic":
         return Approval(approver=POLICY, decision="approve", reason=reason)
     context = FlowRunContext.get()
     if context and context.flow_run and context.flow_run.deployment_id:
-        print(f"{settings.model_name}/{version} passed the gate and waits for approval on the server", flush=True)
-        return suspend_flow_run(
-            wait_for_input=Approval, timeout=int(settings.approval_timeout), key=f"approval-{version}"
-        )
+        try:
+            return ask(space, version, reason)
+        except Pause:
+            hint = f"`python -m flows answer {context.flow_run.name} approve --approver NAME --reason WHY`"
+            runs.decision.append(f"decision candidate: it passed the gate and waits for approval: {hint}")
+            raise
     if sys.stdin.isatty():
         print(f"{settings.model_name}/{version} passed the gate: {reason}", flush=True)
-        decision: Literal["approve", "reject"] = "approve" if typer.confirm("make it champion?") else "reject"
+        decision: Decision = "approve" if typer.confirm("make it champion?") else "reject"
         return Approval(approver=typer.prompt("your name"), decision=decision, reason=typer.prompt("reason"))
     return None
 

@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from prefect import get_run_logger
 from prefect.runtime import flow_run
 
+from flows.approval import suspended_at
 from flows.git import repository, resolve, uncommitted
 from flows.runner import Runs
 from flows.summary import show
@@ -30,6 +32,9 @@ def session(revision: str, params: str | None, data: str | None) -> Iterator[tup
     if changes:
         names = ", ".join(changes[:NAMES_SHOWN]) + (" ..." if len(changes) > NAMES_SHOWN else "")
         print(f"note: {len(changes)} uncommitted changes are not part of this run: {names}", flush=True)
+    if branch := suspended_at(home()):
+        print(f"this run was suspended: it goes on with what is on {branch}", flush=True)
+        revision, params, data = branch, None, None
     request = Request(
         resolve(origin, revision), Path(params).absolute() if params else None, Path(data).absolute() if data else None
     )
@@ -43,3 +48,5 @@ def session(revision: str, params: str | None, data: str | None) -> Iterator[tup
             space.finish()
         finally:
             show(space, runs)
+            for line in runs.decision:
+                get_run_logger().info("%s", line)

@@ -1,8 +1,9 @@
-"""`python -m infra up|down|mlflow`: the services of one machine, for `make`."""
+"""`python -m infra up|down|mlflow|worker`: the services of one machine, for `make`."""
 
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import typer
@@ -12,11 +13,13 @@ from flows.settings import set_local
 from infra import services
 from valle2.errors import FlowError, Valle2Error
 from valle2.tracking import home
+from valle2.types import Seconds
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 PREFECT_PORT = ("PREFECT_PORT", 4200)
 MLFLOW_PORT = ("MLFLOW_PORT", 5000)
+WORKER_PAUSE: Seconds = 3.0
 
 
 @app.command()
@@ -38,7 +41,7 @@ def up() -> None:
         from infra.bootstrap import bootstrap
 
         bootstrap(root)
-        services.start("worker", services.worker_command(), environment)
+        services.start("worker", [sys.executable, "-m", "infra", "worker"], environment)
         services.wait_for(pages, f"{mlflow}/health")
     except FlowError:
         services.stop_all()
@@ -59,6 +62,16 @@ def mlflow() -> None:
     mlflow_port = services.port(*MLFLOW_PORT)
     print(f"MLflow   http://{services.HOST}:{mlflow_port}   (Ctrl-C ends it)", flush=True)
     subprocess.run(services.mlflow_command(mlflow_port), check=False)
+
+
+@app.command()
+def worker() -> None:
+    """Keep a worker at work; `up` starts this.
+
+    Prefect's worker ends where a run is resumed in the seconds before its suspended process has ended.
+    """
+    while subprocess.run(services.worker_command(), check=False).returncode:
+        time.sleep(WORKER_PAUSE)
 
 
 def _tell(running: list[services.Service]) -> None:

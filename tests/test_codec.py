@@ -97,6 +97,22 @@ def test_genuine_format_file_loads(tmp_path: Path) -> None:
     assert codec.digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_codes_digest_is_that_of_what_makes_the_codes(tmp_path: Path) -> None:
+    shape = Architecture(encoder_filters=2, decoder_filters=2)
+    model = build_encodec(shape)
+    digests = []
+    for changed in (None, model.decoder, model.encoder, model.quantizer):
+        with torch.no_grad():
+            for value in changed.state_dict().values() if changed is not None else ():
+                value.add_(1)
+        save_encodec(model, shape, tmp_path)
+        codec = load_codec(str(tmp_path))
+        digests.append((codec.digest, codec.codes_digest))
+    whole, codes = zip(*digests, strict=True)
+    assert len(set(whole)) == 4
+    assert codes[0] == codes[1] and len(set(codes)) == 3
+
+
 def test_saved_folder_loads_and_refuses_other_shapes(tmp_path: Path) -> None:
     architecture = Architecture(name="tiny", encoder_filters=2, decoder_filters=2, dimension=16)
     save_encodec(build_encodec(architecture), architecture, tmp_path)

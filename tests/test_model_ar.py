@@ -93,6 +93,28 @@ def test_loss_is_mean_over_codes_and_a_whole_group_of_eos() -> None:
     assert model.loss(text, text_lengths, codes, lengths)["loss"].item() == pytest.approx(literal.item(), abs=1e-5)
 
 
+def test_guide_is_what_the_first_head_of_the_middle_block_gives_to_the_next_word() -> None:
+    model = tiny()
+    text, text_lengths, codes, lengths = example()
+    text_words = torch.tensor([[1, 1, 2, 3, 3, 4], [1, 2, 2, 3, 0, 0], [1, 1, 1, 1, 2, 0]])
+    code_words = torch.tensor([[1] * 4 + [2] * 2 + [3] * 2 + [4] * 4, [1] * 2 + [2] * 4 + [3] * 2 + [0] * 4,
+                               [1] * 2 + [2] * 2 + [0] * 8])  # fmt: skip
+    figures = model.loss(text, text_lengths, codes, lengths, (text_words, code_words))
+    assert figures["loss"] == model.loss(text, text_lengths, codes, lengths)["loss"]
+    x, starts = model.embed(text, text_lengths, fold(codes, 2), lengths // 2)
+    block = model.transformer.blocks[1]
+    read = block.attention_norm(model.transformer.blocks[0](x, causal=True))
+    query, key = (part[..., :8] for part in block.attention.qkv(read).split(32, -1)[:2])
+    wanted = []
+    for row in range(3):
+        for group in range(int(lengths[row]) // 2):
+            place = int(starts[2][row]) + group - 1
+            shares = (key[row, : place + 1] @ query[row, place] / 8**0.5).softmax(0)
+            word = code_words[row, 2 * group]
+            wanted.append(-sum(shares[i] for i in range(6) if text_words[row, i] == word).log().item())
+    assert figures["guide"].item() == pytest.approx(sum(wanted) / len(wanted), abs=1e-5)
+
+
 def test_group_of_one_has_no_group_layers() -> None:
     assert not any("group_embedding" in name or "group_prediction" in name for name, _ in tiny(1).named_parameters())
     names = dict(tiny(4).named_parameters())

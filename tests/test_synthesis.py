@@ -38,8 +38,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_encodec(encodec, architecture, root / "codec")
     bpe = train_bpe(["the red boat", "a green bird sings"], 60)
     bpe.save(root / "bpe.json")
-    codec = {"name": str(root / "codec"), "digest": load_codec(str(root / "codec")).digest, "codes_digest": "", "sample_rate": 24000,
-             "frame_rate": 75.0, "num_codebooks": 8, "codebook_size": 1024}  # fmt: skip
+    codec = {"name": str(root / "codec"), "digest": load_codec(str(root / "codec")).digest, "codes_digest": "",
+             "sample_rate": 24000, "frame_rate": 75.0, "num_codebooks": 8, "codebook_size": 1024}  # fmt: skip
     models = {"ar": ARModel(SHAPE, bpe.vocab_size, 2), "nar": NARModel(SHAPE, bpe.vocab_size)}
     for kind, model in models.items():
         for embedding in [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]:

@@ -280,6 +280,35 @@ def test_spans_part_every_utterance_between_words(workspace: Path) -> None:
         assert all(one.text and one.num_frames >= 20 for one in parts)
 
 
+def test_words_are_numbered_through_a_row_of_spans(workspace: Path) -> None:
+    split = corpus(workspace)
+    rows = [row for batch in sampler(split, word_spans=1.0, join_seconds=3.0).epoch(0) for row in batch]
+    row = max(rows, key=len)
+    batch = collate(split, [row], 2)
+    assert len(row) > 1
+    bpe = data.Bpe.load(Path("artifacts/curate/bpe.json"))
+    spoken = [bpe.decode(one.text).split() for one in row]
+    number = 0
+    for one, words in zip(row, spoken, strict=True):
+        tokens, frames = one.words()
+        assert tokens.max() == frames.max() == len(words) - 1
+        assert (np.diff(tokens) >= 0).all() and (np.diff(frames) >= 0).all()
+        number += len(words)
+    assert batch.text_words.max() == batch.code_words.max() == number
+    assert batch.text_words.min() == batch.code_words.min() == 1
+
+
+def test_guided_attention_learns_which_word_comes_next(workspace: Path) -> None:
+    points = {}
+    for guide in (0.0, 1.0):
+        tracker = Silent()
+        config = configure(guide=guide, word_spans=0.5, num_steps=60, log_every=10, validate_every=1000)
+        run(workspace / str(guide), config, "ar", tracker)
+        points[guide] = [point for _, point in tracker.points]
+    assert "guide" not in points[0.0][0]
+    assert points[1.0][-2]["guide"] < points[1.0][0]["guide"] - 0.1
+
+
 def test_words_without_times_of_their_own_give_no_breaks(workspace: Path) -> None:
     bpe = data.Bpe.load(Path("artifacts/curate/bpe.json"))
     cut = fake_cuts(1)[0]

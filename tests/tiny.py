@@ -61,19 +61,24 @@ def write_data(folder: Path) -> None:
 
 def make_repository(folder: Path) -> Path:
     """A clone-like copy of this project with tiny data and parameters, committed."""
-    for name in COPIED:
-        source, target = ROOT / name, folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "recipes"))
-        else:
-            shutil.copyfile(source, target)
+    copy_project(folder, COPIED)
     (folder / "demo" / "champion").mkdir(exist_ok=True)
     (folder / "demo" / "champion" / "README.md").touch()
     (folder / "params.yaml").write_text(yaml.safe_dump(tiny_params(), sort_keys=False))
     write_data(folder / "data")
     commit_all(folder)
     return folder
+
+
+def copy_project(folder: Path, names: tuple[str, ...]) -> None:
+    """Copy files and folders of this project."""
+    for name in names:
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "recipes"))
+        else:
+            shutil.copyfile(source, target)
 
 
 def commit_all(folder: Path) -> None:

@@ -135,6 +135,11 @@ class TrainConfig(Section):
         0.0,
         description="share of utterances cut at word times into spans of 1-4 words, anew in every epoch; 0: none, as in the paper",
     )
+    guide: float = Field(
+        0.0,
+        ge=0,
+        description="weight of guided attention, AR only: one head learns from word times which word comes next; 0: none, as in the paper",
+    )
     learning_rate: Positive = Field(5e-4, description="peak rate of AdamW; VALL-E: 5e-4")
     warmup_steps: Count = Field(32_000, description="updates of linear warm-up, then linear decay (4.1.1)")
     final_rate_share: Fraction = Field(0.0, description="share of the peak rate reached at num_steps")
@@ -200,7 +205,9 @@ class PromoteConfig(Section):
     approval: Literal["automatic", "required"] = Field(
         "automatic", description="`required` suspends the flow until a person decides"
     )
-    approval_timeout: Seconds = Field(7 * 86400.0, description="s until an undecided promotion counts as rejected")
+    approval_timeout: Seconds = Field(
+        7 * 86400.0, description="s until the server gives up asking; the model stays a candidate"
+    )
 
 
 class Config(Section):

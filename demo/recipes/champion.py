@@ -1,10 +1,12 @@
 """Bundle a registered model as the demo's champion, from which `make demo` trains on.
 
-    python -m flows factory --params params/champion.yaml --side-by-side 2
+    python -m demo.corpus build/champion-data --more-voices 156
+    python -m flows factory --params params/champion.yaml --data build/champion-data --side-by-side 2
     python -m demo.recipes.champion valle2/1
 
-The first command trains it from scratch through this same pipeline; the second copies the model's folder, with the
-lineage records of all that made it, to `demo/champion/`, and writes its card.
+The first two commands train it from scratch through this same pipeline; the last copies the model's folder, with the
+lineage records of all that made it, to `demo/champion/`, and writes its card. A model that `make demo` or another run
+has trained on from it is bundled the same way.
 """
 
 import argparse
@@ -47,13 +49,15 @@ def card(record: ModelRecord) -> str:
         for name, value in sorted(metrics.items())
         if isinstance(value, (int, float)) and not name.endswith(("_low", "_high"))
     ]
+    parent = record.parent_model
+    trained = f"trained on from model record `{parent[:12]}…`" if parent else "trained from scratch"
     verdict = "passed" if record.gate.get("passed") else "missed"
     return "\n".join(
         [
             "# The bundled champion",
             "",
-            "A small VALL-E 2, trained from scratch by this pipeline on the embedded synthetic corpus",
-            "(`params/champion.yaml`). It speaks the demo's grammar of about 150 words in synthetic",
+            f"A small VALL-E 2, {trained} by this pipeline on the demo's synthetic",
+            "corpus or a larger one of its kind. It speaks the demo's grammar of about 150 words in synthetic",
             "voices and is of no use beyond the demo. `make demo` starts from it, as a scheduled retraining starts",
             "from the champion before it.",
             "",

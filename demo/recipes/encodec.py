@@ -1,18 +1,20 @@
-"""Train the bundled small EnCodec on one or two CPU cores, phase after phase.
+"""Train the bundled small EnCodec on one CPU core, phase after phase.
 
-    python -m demo.recipes.encodec envelope MATERIAL --real-speech FOLDER
-    python -m demo.recipes.encodec pitch MATERIAL --real-speech FOLDER
+    python -m demo.recipes.encodec encoder MATERIAL --real-speech FOLDER
     python -m demo.recipes.encodec codes MATERIAL --real-speech FOLDER
     python -m demo.recipes.encodec decoder MATERIAL --real-speech FOLDER
 
-1. `envelope`: an autoencoder without a quantizer learns spectra, which do not depend on phase. Its voice has no pitch
-   but the frame rate: no gradient of a magnitude moves a harmonic from one frequency to another.
-2. `pitch`: the energy of the difference to the recording below about 1 kHz is added to the loss. Now the latent tells
-   where in a period of the voice a frame begins, and the decoder learns to go on from there.
-3. `codes`: every codebook starts as k-means on the residuals that the ones before it leave, and the whole is tuned
-   together; some steps see the first codebooks alone, as in EnCodec's training (Defossez et al., 2022, section 3.4),
-   so that the first carries most. (With the quantizer on from the start, small batches collapse all codes.)
-4. `decoder`: encoder and codebooks stay as they are, and so do the codes; the decoder alone improves.
+A codec that is trained whole spends most of its time on the waveform, and its encoder learns through a decoder that
+does not understand it yet. Here the encoder learns first, and alone.
+
+1. `encoder`: a small network behind the latent has to tell each frame's mel spectra, the lines below 1.5 kHz (which
+   hold the pitch) and the complex spectrum below 1.1 kHz, which says where in a period of the voice the frame begins.
+   Without that last part a decoder cannot continue a period from frame to frame: the voice hums at the frame rate.
+2. `codes`: every codebook starts as k-means on the residuals that the ones before it leave, and encoder and codebooks
+   are tuned together with the same targets; some steps see the first codebook alone, as in EnCodec's training (Defossez
+   et al., 2022, section 3.2), so that it carries most. (With the quantizer on from the start, small batches collapse
+   all codes.)
+3. `decoder`: encoder and codebooks stay as they are, and so do the codes; the decoder learns the waveform.
 
 There is no discriminator. A phase goes on from the state file, where the phase before it or an interrupted run of its
 own has left it. What the result is worth is measured by `demo.recipes.encodec_check`.
@@ -36,13 +38,16 @@ from valle2.codec import Architecture, build_encodec, save_encodec
 
 HOP = 320
 REAL_SHARE = 0.25
-SHAPES = ((8, 38), (4, 76))
+SHAPES = ((8, 50), (5, 80))
 """Batches as (segments, frames); both hold the same seconds."""
+NUM_FRAMES = SHAPES[0][0] * SHAPES[0][1]
 GAIN_SHARE = 0.01
-"""Share of the rate for the last convolution's gain and bias: the gain is about 0.002, and Adam's full step would
-change the loudness of everything by a quarter each time."""
+"""Share of the rate for the decoder's last convolution's gain and bias: the gain is about 0.002, and Adam's full step
+would change the loudness of everything by a quarter each time."""
+LATENT_STD = 1.2
+"""Standard deviation of the latent when the quantizer comes in; the commitment loss is made for about 1."""
 CODEBOOK_DECAY = 0.997
-BANDWIDTHS = (6.0, 6.0, 6.0, 1.5, 0.75)
+BANDWIDTHS = (6.0, 6.0, 6.0, 6.0, 0.75)
 """Drawn from in the phase `codes` (kbps; 0.75 is one codebook)."""
 RESTART_EVERY = 1500
 """Steps between looks for dead codebook entries."""
@@ -52,26 +57,16 @@ RESTART_BELOW = 0.02
 
 @dataclass(frozen=True)
 class Phase:
-    """One part of the training."""
+    """One part of the training: wall-clock minutes, and Adam's rate at the start (after 100 steps) and at the end."""
 
     minutes: float
-    """Wall-clock length, unless the command line says another."""
     rate: tuple[float, float]
-    """Adam's rate at the start, after 100 steps of warm-up, and at the end; straight between them."""
-    floor: tuple[float, float]
-    """Band magnitudes below it do not count; it sinks over the phase. With a low floor from the start, the noise
-    between the words drives the loss and nothing is learned."""
-    spectra: float
-    """Weight of the magnitudes."""
-    anchor: float
-    """Weight of the waveform's low band."""
 
 
 PHASES = {
-    "envelope": Phase(30, (7e-4, 7e-4), (0.4, 0.1), 1.0, 0.0),
-    "pitch": Phase(15, (4e-4, 4e-4), (0.1, 0.1), 0.3, 3.0),
-    "codes": Phase(30, (7e-4, 2e-4), (0.1, 0.05), 1.0, 1.0),
-    "decoder": Phase(40, (7e-4, 2e-5), (0.05, 0.03), 1.0, 0.5),
+    "encoder": Phase(8, (2.5e-3, 7e-4)),
+    "codes": Phase(5, (1.25e-3, 1.25e-4)),
+    "decoder": Phase(40, (7e-4, 2e-5)),
 }
 
 
@@ -102,14 +97,45 @@ class Speech:
         return torch.from_numpy(np.stack([self.segment(num_frames * HOP) for _ in range(num_segments)]))[:, None]
 
 
-class SpectralLoss(nn.Module):
-    """Distance of two waveforms: between magnitude spectra, and between the waveforms' low bands.
+class FrameTargets(nn.Module):
+    """What an encoder should know of each frame: spectra of windows that end with it, since the encoder is causal."""
 
-    Attributes:
-        spectra: Weight of the magnitudes.
-        anchor: Weight of the low bands.
-        floor: Band magnitudes below it do not count; scaled with the window.
-    """
+    sizes = (80, 48, 64, 48)
+    weights = (1.0, 0.5, 0.7, 0.7)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, sum(self.sizes)))
+        banks = {600: (80, 8000.0), 256: (24, 12000.0)}
+        for window, (bands, top) in banks.items():
+            bank = torchaudio.functional.melscale_fbanks(window // 2 + 1, 20.0, top, bands, SAMPLE_RATE)
+            self.register_buffer(f"bank{window}", bank)
+
+    def spectrum(self, wave: Tensor, window: int, before: int = 0) -> Tensor:
+        """Complex spectra [B, T, F] of windows of waves [B, 1, N] that end `before` samples before each frame's end."""
+        padded = F.pad(wave[:, 0], (window - HOP + before, 0))[:, : wave.shape[-1] + window - HOP]
+        return torch.fft.rfft(padded.unfold(-1, window, HOP) * torch.hann_window(window))
+
+    @torch.no_grad()
+    def targets(self, wave: Tensor) -> list[Tensor]:
+        """Log-mel bands, those of short windows, log lines below 1.5 kHz, complex ones below 1.1 kHz: [B, T, D]."""
+        mel = (self.spectrum(wave, 600).abs() @ self.get_buffer("bank600") + 0.1).log()
+        short = torch.cat([self.spectrum(wave, 256, before).abs() for before in (0, HOP // 2)], 0)
+        short = torch.cat((short @ self.get_buffer("bank256") + 0.065).log().chunk(2), -1)
+        lines = (self.spectrum(wave, 1024).abs()[..., :64] + 0.6).log()
+        low = self.spectrum(wave, 512)[..., :24]
+        phases = torch.view_as_real(low) / (low.abs()[..., None] + 1e-2).sqrt()
+        return [mel, short, lines, phases.flatten(-2)]
+
+    def forward(self, latent: Tensor, wave: Tensor) -> Tensor:
+        """Loss of a latent [B, 128, T] of waves [B, 1, N]."""
+        told = self.hidden(latent.transpose(1, 2)).split(self.sizes, -1)
+        parts = zip(self.weights, told, self.targets(wave), strict=True)
+        return sum((weight * F.l1_loss(said, true) for weight, said, true in parts), latent.new_zeros(()))
+
+
+class SpectralLoss(nn.Module):
+    """Distance of two waveforms: between magnitude spectra, and between the waveforms' low bands."""
 
     mel = ((256, 64, 20), (600, 240, 80), (1024, 256, 80))
     """Window, hop (samples) and mel bands; the second is what Whisper hears."""
@@ -117,10 +143,13 @@ class SpectralLoss(nn.Module):
     """Window and hop of the spectra whose lines count one by one: the longer ones tell harmonics apart."""
     top = 6000.0
     """Highest line, Hz."""
+    floor = 0.04
+    """Magnitudes below it do not count; scaled with the window."""
+    anchor = 0.5
+    """Weight of the low bands."""
 
-    def __init__(self, spectra: float = 1.0, anchor: float = 0.0, floor: float = 0.4) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.spectra, self.anchor, self.floor = spectra, anchor, floor
         for window, _, bands in self.mel:
             top = 8000.0 if window == 600 else 12000.0
             bank = torchaudio.functional.melscale_fbanks(window // 2 + 1, 20.0, top, bands, SAMPLE_RATE)
@@ -145,12 +174,12 @@ class SpectralLoss(nn.Module):
         for window, _, _ in self.mel:
             bank, floor = self.get_buffer(f"bank{window}"), self.floor * (window / 256) ** 0.5
             bands = [(pair[window][1].transpose(1, 2) @ bank + floor).log() for pair in (heard, wanted)]
-            total = total + self.spectra * F.l1_loss(bands[0], bands[1])
+            total = total + F.l1_loss(bands[0], bands[1])
         for window, _ in self.linear:
             ours, theirs, floor = heard[window][1], wanted[window][1], 3 * self.floor * (window / 256) ** 0.5
             lines = int(self.top / SAMPLE_RATE * window)
-            total = total + self.spectra * F.l1_loss((ours[:, :lines] + floor).log(), (theirs[:, :lines] + floor).log())
-            total = total + 0.5 * self.spectra * F.l1_loss((ours + 1e-2).sqrt(), (theirs + 1e-2).sqrt())
+            total = total + F.l1_loss((ours[:, :lines] + floor).log(), (theirs[:, :lines] + floor).log())
+            total = total + 0.5 * F.l1_loss((ours + 1e-2).sqrt(), (theirs + 1e-2).sqrt())
         for window in (512, 1024):
             lines = int(4000 / SAMPLE_RATE * window)
             frequency = torch.arange(lines, device=wave.device) * (SAMPLE_RATE / window)
@@ -210,7 +239,7 @@ def embeddings(model: EncodecModel, speech: Speech, num_frames: int) -> Tensor:
 @torch.no_grad()
 def start_codebooks(model: EncodecModel, speech: Speech, usage: float) -> None:
     """Set every codebook to k-means centres of the residuals that reach it; `usage` is its mean entry count a step."""
-    residual = embeddings(model, speech, 24_000)
+    residual = embeddings(model, speech, 60_000)
     for layer in model.quantizer.vq.layers:
         book = layer._codebook
         centres, sizes, nearest = kmeans(residual, book.codebook_size)
@@ -241,40 +270,48 @@ def restart_dead_codes(model: EncodecModel, speech: Speech, usage: float) -> lis
     return moved
 
 
-def make_optimizer(model: EncodecModel) -> torch.optim.Optimizer:
-    """AdamW with a slower group for the loudness of the output."""
-    last: Any = model.decoder.model[-1]
-    gain = [last.conv.conv.weight_g, last.conv.conv.bias]
-    rest = [parameter for parameter in model.parameters() if all(parameter is not known for known in gain)]
-    groups = [{"params": rest, "share": 1.0}, {"params": gain, "share": GAIN_SHARE}]
-    return torch.optim.AdamW(groups, lr=1e-4, betas=(0.8, 0.99), weight_decay=0)
+@torch.no_grad()
+def scale_latent(training: "Training", speech: Speech) -> None:
+    """Bring the latent to `LATENT_STD`; what follows it is scaled back."""
+    last: Any = training.codec.encoder.model[-1]
+    first: Any = training.codec.decoder.model[0]
+    hidden: Any = training.targets.hidden[0]
+    scale = LATENT_STD / training.codec.encoder(speech.batch(40, 76)).std()
+    last.conv.conv.weight_g.mul_(scale)
+    last.conv.conv.bias.mul_(scale)
+    first.conv.conv.weight_g.div_(scale)
+    hidden.weight.div_(scale)
 
 
-@dataclass
-class State:
-    """Everything a resumed training needs, beside the random draws."""
+class Training:
+    """Everything that a phase trains, and what a resumed one needs beside the random draws."""
 
-    model: EncodecModel
-    optimizer: torch.optim.Optimizer
-    file: Path
-    phase: str
-    step: int = 0
-    minutes: float = 0.0
-    """Steps and wall-clock minutes of the present phase."""
+    def __init__(self, phase: str, file: Path) -> None:
+        self.phase, self.file = phase, file
+        self.codec, self.targets, self.waves = build_encodec(Architecture()), FrameTargets(), SpectralLoss()
+        self.step, self.minutes = 0, 0.0
+        last: Any = self.codec.decoder.model[-1]
+        gain = [last.conv.conv.weight_g, last.conv.conv.bias]
+        decoder = [one for one in self.codec.decoder.parameters() if all(one is not known for known in gain)]
+        learning = [*self.codec.encoder.parameters(), *self.targets.parameters()]
+        groups = [{"params": decoder, "share": 1.0}, {"params": gain, "share": GAIN_SHARE}]
+        groups = groups if phase == "decoder" else [{"params": learning, "share": 1.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.8, 0.99), weight_decay=0)
 
     def save(self) -> None:
         """Write the file, whole or not at all."""
         building = self.file.with_suffix(".tmp")
         progress = {"phase": self.phase, "step": self.step, "minutes": self.minutes}
-        states = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        states = {name: getattr(self, name).state_dict() for name in ("codec", "targets", "optimizer")}
         torch.save(states | progress, building)
         building.replace(self.file)
 
     def load(self) -> str:
         """Go back to what the file holds; of another phase than ours, only the weights. Returns that phase."""
         stored = torch.load(self.file, weights_only=True)
-        self.model.load_state_dict(stored["model"])
-        for layer in self.model.quantizer.vq.layers:
+        self.codec.load_state_dict(stored["codec"])
+        self.targets.load_state_dict(stored["targets"])
+        for layer in self.codec.quantizer.vq.layers:
             layer._codebook.decay = CODEBOOK_DECAY
         if stored["phase"] == self.phase:
             self.optimizer.load_state_dict(stored["optimizer"])
@@ -282,64 +319,68 @@ class State:
         found: str = stored["phase"]
         return found
 
+    def loss(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and penalty of a batch [B, 1, N]."""
+        codec = self.codec
+        if self.phase == "decoder":
+            with torch.no_grad():
+                latent = codec.quantizer(codec.encoder(wave), codec.frame_rate, codec.bandwidth).quantized
+            return self.waves(codec.decoder(latent), wave), latent.new_zeros(())
+        latent = codec.encoder(wave)
+        penalty = 0.003 * latent.square().mean()
+        if self.phase == "codes":
+            bandwidth = BANDWIDTHS[int(torch.randint(len(BANDWIDTHS), ()))]
+            result = codec.quantizer(latent, codec.frame_rate, bandwidth)
+            latent, penalty = result.quantized, result.penalty
+        return self.targets(latent, wave), penalty
 
-def take_step(state: State, loss_of: SpectralLoss, target: Tensor) -> tuple[float, float]:
-    """One step on a batch [B, 1, N]; returns spectral loss and penalty."""
-    model = state.model
-    if state.phase == "decoder":
-        with torch.no_grad():
-            latent = model.quantizer(model.encoder(target), model.frame_rate, model.bandwidth).quantized
-        penalty = latent.new_zeros(())
-    elif state.phase == "codes":
-        bandwidth = BANDWIDTHS[int(torch.randint(len(BANDWIDTHS), ()))]
-        result = model.quantizer(model.encoder(target), model.frame_rate, bandwidth)
-        latent, penalty = result.quantized, result.penalty
-    else:
-        latent = model.encoder(target)
-        penalty = 0.01 * latent.square().mean()
-    loss = loss_of(model.decoder(latent), target)
-    state.optimizer.zero_grad()
-    (loss + penalty).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    state.optimizer.step()
-    return loss.item(), penalty.item()
+    def take_step(self, wave: Tensor, rate: float) -> tuple[float, float]:
+        """One step; returns loss and penalty."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["share"] * rate
+        loss, penalty = self.loss(wave)
+        self.optimizer.zero_grad()
+        (loss + penalty).backward()
+        nn.utils.clip_grad_norm_([one for group in self.optimizer.param_groups for one in group["params"]], 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return loss.item(), penalty.item()
 
 
-def train(state: State, speech: Speech, minutes: float, out: Path) -> None:
-    """Train a phase to its end; the state file and, once there are codes, the weights follow every two minutes.
+def train(training: Training, speech: Speech, minutes: float, out: Path) -> None:
+    """Train a phase to its end; the state file and, once there is a decoder, the weights follow every two minutes.
 
     Args:
-        state: Trained in place.
+        training: Trained in place.
         speech: Where batches come from.
         minutes: Wall-clock length of the phase.
         out: Folder of the exported model.
     """
-    phase, model = PHASES[state.phase], state.model
-    loss_of = SpectralLoss(phase.spectra, phase.anchor)
-    usage = SHAPES[0][0] * SHAPES[0][1] / model.quantizer.bins
-    began, saved, running = time.monotonic() - 60 * state.minutes, time.monotonic(), 0.0
-    model.train()
-    if state.phase == "decoder":
-        model.encoder.requires_grad_(False)
-        model.quantizer.eval()
-    while (progress := state.minutes / minutes) < 1:
-        if state.phase == "codes" and state.step % RESTART_EVERY == RESTART_EVERY - 1 and progress < 0.85:
-            print(f"restarted {restart_dead_codes(model, speech, usage)}", flush=True)
-        loss_of.floor = phase.floor[0] * (phase.floor[1] / phase.floor[0]) ** progress
-        rate = min(1.0, (state.step + 1) / 100) * (phase.rate[0] + (phase.rate[1] - phase.rate[0]) * progress)
-        for group in state.optimizer.param_groups:
-            group["lr"] = group["share"] * rate
-        loss, penalty = take_step(state, loss_of, speech.batch(*SHAPES[state.step % 2]))
-        state.step += 1
-        state.minutes = (time.monotonic() - began) / 60
-        running += (loss - running) / min(state.step, 100)
-        if state.step % 100 == 0:
-            print(f"step {state.step} minute {state.minutes:.1f} loss {running:.3f} penalty {penalty:.3f}", flush=True)
-        if time.monotonic() - saved > 2 * 60 or state.minutes >= minutes:
+    phase = PHASES[training.phase]
+    began, saved, running = time.monotonic() - 60 * training.minutes, time.monotonic(), 0.0
+    training.codec.train()
+    if training.phase == "decoder":
+        training.codec.quantizer.eval()
+    while (progress := training.minutes / minutes) < 1:
+        if training.phase == "codes" and training.step % RESTART_EVERY == RESTART_EVERY - 1:
+            print(f"restarted {restart_dead_codes(training.codec, speech, NUM_FRAMES / 1024)}", flush=True)
+        rate = min(1.0, (training.step + 1) / 100) * (phase.rate[0] + (phase.rate[1] - phase.rate[0]) * progress)
+        loss, penalty = training.take_step(speech.batch(*SHAPES[training.step % 2]), rate)
+        training.minutes = (time.monotonic() - began) / 60
+        running += (loss - running) / min(training.step, 100)
+        if training.step % 100 == 0:
+            print(f"step {training.step} minute {training.minutes:.1f} {running:.3f} {penalty:.3f}", flush=True)
+        if time.monotonic() - saved > 2 * 60 or training.minutes >= minutes:
             saved = time.monotonic()
-            state.save()
-            if state.phase in ("codes", "decoder"):
-                save_encodec(model, Architecture(), out)
+            training.save()
+            if training.phase == "decoder":
+                save_encodec(training.codec, Architecture(), out)
+
+
+def round_weights(codec: EncodecModel) -> None:
+    """Round encoder and codebooks to the precision that is stored: the decoder learns the codes there will be."""
+    for part in (codec.encoder, codec.quantizer):
+        part.load_state_dict({name: value.half().float() for name, value in part.state_dict().items()})
 
 
 def main() -> None:
@@ -351,22 +392,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo/models/encodec"))
     parser.add_argument("--state", type=Path, default=Path("encodec-training.pt"), help="to go on from")
     parser.add_argument("--minutes", type=float, help="length of the phase")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
     synthetic = [clip.samples for clip in load_material(arguments.material)]
     real = load_real_speech(arguments.real_speech) if arguments.real_speech else []
     speech = Speech(synthetic, real, np.random.default_rng(arguments.seed))
-    model = build_encodec(Architecture())
-    state = State(model, make_optimizer(model), arguments.state, arguments.phase)
-    before = state.load() if state.file.exists() else None
+    training = Training(arguments.phase, arguments.state)
+    before = training.load() if training.file.exists() else None
     if before is None:
-        level_layers(model, speech.batch(*SHAPES[1]))
-    if arguments.phase == "codes" and before != "codes":
-        start_codebooks(model, speech, SHAPES[0][0] * SHAPES[0][1] / model.quantizer.bins)
-    train(state, speech, arguments.minutes or PHASES[arguments.phase].minutes, arguments.out)
+        level_layers(training.codec, speech.batch(*SHAPES[1]))
+    if (arguments.phase, before) == ("codes", "encoder"):
+        scale_latent(training, speech)
+        start_codebooks(training.codec, speech, NUM_FRAMES / training.codec.quantizer.bins)
+    if (arguments.phase, before) == ("decoder", "codes"):
+        round_weights(training.codec)
+    train(training, speech, arguments.minutes or PHASES[arguments.phase].minutes, arguments.out)
 
 
 if __name__ == "__main__":

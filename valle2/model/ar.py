@@ -10,7 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from valle2.model.grouping import fold
-from valle2.model.layers import KVCache, PositionEmbedding, Transformer, TransformerShape, initialise, join, length_mask
+from valle2.model.layers import (
+    Block,
+    KVCache,
+    PositionEmbedding,
+    Transformer,
+    TransformerShape,
+    attended_shares,
+    initialise,
+    join,
+    length_mask,
+)
 
 
 class ARModel(nn.Module):
@@ -46,6 +56,7 @@ class ARModel(nn.Module):
         text_lengths: Int[Tensor, "b"],
         codes: Int[Tensor, "b t"],
         code_lengths: Int[Tensor, "b"],
+        words: tuple[Int[Tensor, "b s"], Int[Tensor, "b t"]] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Mean negative log-likelihood over codes, EOS included (equation of 3.3.1).
 
@@ -54,21 +65,35 @@ class ARModel(nn.Module):
             text_lengths: Tokens in each row.
             codes: Codebook 0, padded on the right with anything; t and all lengths are multiples of G.
             code_lengths: Frames in each row.
+            words: Which word each token belongs to and which is spoken in each frame, from 1; 0 is padding.
 
         Returns:
-            `loss` in nats per code, and the shares of codes that were `top1` and among the `top10`.
+            `loss` in nats per code, and the shares of codes that were `top1` and among the `top10`. With `words`, also
+            `guide`: what one head of the middle block gives to the tokens of the word that comes next, as a mean
+            negative logarithm. (Guided attention is not in the paper; after Tachibana et al., 2018, section 4.2.)
         """
         groups = fold(codes, self.group_size)
         lengths = code_lengths // self.group_size
         x, starts = self.embed(text, text_lengths, groups, lengths)
-        hidden = self.transformer(x)
+        read: list[Tensor] = []
+        hidden = self.transformer(x, inputs=read)
         # The state at bos predicts the first group, that at the last group a whole group of EOS.
         place = torch.arange(groups.shape[1] + 1, device=x.device)
         predicts = length_mask(lengths + 1, groups.shape[1] + 1)
         rows, columns = (place + starts[2][:, None] - 1)[predicts], predicts.nonzero()[:, 0]
         logits = self.logits(hidden[columns, rows])
         targets = F.pad(groups, (0, 0, 0, 1)).masked_fill((place == lengths[:, None])[..., None], self.eos)
-        return code_loss(logits.flatten(0, 1), targets[predicts].flatten())
+        figures = code_loss(logits.flatten(0, 1), targets[predicts].flatten())
+        if words is not None:
+            middle = len(read) // 2
+            queries = (place[:-1] + starts[2][:, None] - 1).clamp(max=x.shape[1] - 1)
+            block = self.transformer.blocks[middle]
+            assert isinstance(block, Block)
+            shares = attended_shares(block, read[middle], queries, text.shape[1])
+            spoken = fold(words[1], self.group_size)[..., 0]
+            right = (spoken[..., None] == words[0][:, None]) & (spoken > 0)[..., None]
+            figures["guide"] = -shares.masked_fill(~right, -torch.inf).logsumexp(-1)[right.any(-1)].mean()
+        return figures
 
     def embed(
         self,

@@ -127,6 +127,28 @@ class Block(nn.Module):
         return x + self.dropout(self.ffn_out(F.relu(self.ffn_in(self.ffn_norm(x)))))
 
 
+def attended_shares(
+    block: Block, x: Float[Tensor, "b n d"], queries: Int[Tensor, "b g"], num_keys: int
+) -> Float[Tensor, "b g m"]:
+    """Logarithms of what the first head of a causal block gives to each of the first tokens.
+
+    Args:
+        block: Whose attention.
+        x: What the block reads.
+        queries: The tokens that attend, none of them among the first `num_keys`.
+        num_keys: How many of the first tokens.
+    """
+    attention, size = block.attention, x.shape[2] // block.attention.num_heads
+    # The rows of the joint projection that make the first head's queries and keys.
+    rows = torch.cat([torch.arange(size), torch.arange(size) + x.shape[2]]).to(x.device)
+    read = block.attention_norm(x)
+    query, key = F.linear(read, attention.qkv.weight[rows], attention.qkv.bias[rows]).float().chunk(2, -1)
+    query = query.gather(1, queries[..., None].expand(-1, -1, size))
+    scores = query @ key.transpose(1, 2) / math.sqrt(size)
+    unseen = torch.arange(x.shape[1], device=x.device) > queries[..., None]
+    return scores.masked_fill(unseen, -torch.inf).log_softmax(-1)[..., :num_keys]
+
+
 class Transformer(nn.Module):
     """A stack of blocks with a final norm, over embeddings that already carry their positions."""
 
@@ -137,16 +159,24 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(shape.dim)
         self.dropout = nn.Dropout(shape.dropout)
 
-    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b n d"]:
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "b n"] | None = None,
+        inputs: list[Float[Tensor, "b n d"]] | None = None,
+    ) -> Float[Tensor, "b n d"]:
         """Read whole sequences at once.
 
         Args:
             x: Embeddings, padded on the right.
             mask: True on tokens, False on padding. A causal stack needs none: what is on the right is never seen.
+            inputs: Where given, what each block reads is added to it.
         """
         x = self.dropout(x)
         keys = None if mask is None else mask[:, None, None]
         for block in self.blocks:
+            if inputs is not None:
+                inputs.append(x)
             x = block(x, causal=self.causal, mask=keys)
         return self.norm(x)
 

@@ -46,7 +46,16 @@ class Utterance:
         """What lies between two breaks."""
         (token, frame), (last_token, last_frame) = begin, end
         text = self.text[token:last_token]
-        return Utterance(self.id, self.speaker, text, self.start + frame, last_frame - frame)
+        inner = [(t - token, f - frame) for t, f in self.breaks if frame < f < last_frame]
+        return Utterance(self.id, self.speaker, text, self.start + frame, last_frame - frame, inner)
+
+    def words(self) -> tuple[Int[np.ndarray, "s"], Int[np.ndarray, "t"]]:
+        """The number, from 0, of each token's and of each frame's word; one word where nothing is known of words."""
+        tokens, frames = (np.zeros(size, np.int64) for size in (len(self.text), self.num_frames))
+        for token, frame in self.breaks:
+            tokens[token:] += 1
+            frames[frame:] += 1
+        return tokens, frames
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class Batch:
     Attributes:
         ids: Cut ids, of all utterances in a row where rows are joined.
         num_frames: Frames without padding.
+        text_words: Which word of the row each token belongs to, from 1; 0 is padding.
+        code_words: Which word is spoken in each frame.
     """
 
     ids: list[str]
@@ -63,6 +74,8 @@ class Batch:
     text_lengths: Int[Tensor, "b"]
     codes: Int[Tensor, "b k t"]
     code_lengths: Int[Tensor, "b"]
+    text_words: Int[Tensor, "b s"]
+    code_words: Int[Tensor, "b t"]
 
     @property
     def num_frames(self) -> int:
@@ -162,13 +175,30 @@ def collate(corpus: Corpus, rows: list[list[Utterance]], group_size: int) -> Bat
     code_lengths, text_lengths = [len(row) for row in codes], [len(text) for text in texts]
     padded_codes = np.zeros((len(rows), codes[0].shape[1], max(code_lengths)), np.int64)
     padded_text = np.zeros((len(rows), max(text_lengths)), np.int64)
-    for i, (code, text) in enumerate(zip(codes, texts, strict=True)):
+    text_words, code_words = np.zeros_like(padded_text), np.zeros_like(padded_codes[:, 0])
+    for i, (row, code, text) in enumerate(zip(rows, codes, texts, strict=True)):
         padded_codes[i, :, : len(code)] = code.T
         padded_text[i, : len(text)] = text
+        token_words, frame_words = join_words(row)
+        text_words[i, : len(text)] = token_words
+        code_words[i, : len(code)] = frame_words[len(frame_words) - len(code) :]
     return Batch(
         ids=[utterance.id for row in rows for utterance in row],
         text=torch.from_numpy(padded_text),
         text_lengths=torch.tensor(text_lengths),
         codes=torch.from_numpy(padded_codes),
         code_lengths=torch.tensor(code_lengths),
+        text_words=torch.from_numpy(text_words),
+        code_words=torch.from_numpy(code_words),
     )
+
+
+def join_words(row: list[Utterance]) -> tuple[Int[np.ndarray, "s"], Int[np.ndarray, "t"]]:
+    """The number, from 1, of each token's and of each frame's word in a row of utterances."""
+    tokens, frames, first = [], [], 1
+    for utterance in row:
+        token_words, frame_words = utterance.words()
+        tokens.append(token_words + first)
+        frames.append(frame_words + first)
+        first = int(tokens[-1][-1]) + 1
+    return np.concatenate(tokens), np.concatenate(frames)

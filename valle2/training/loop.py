@@ -88,7 +88,14 @@ def train(config: Config, objective: Objective, work: Path, tracker: Tracker, *,
     bpe_file = output("curate") / "bpe.json"
     codec, bpe = CodecFacts.of(read_manifest(output("tokenize"))), Bpe.load(bpe_file)
     corpus, held_out = (
-        pack(split, bpe, objective.shape, objective.num_codebooks, work / "codes", with_breaks=settings.word_spans > 0)
+        pack(
+            split,
+            bpe,
+            objective.shape,
+            objective.num_codebooks,
+            work / "codes",
+            with_breaks=settings.word_spans + settings.guide > 0,
+        )
         for split in ("train", "dev")
     )
     with deterministic(config.runtime.seed, config.runtime.num_threads):
@@ -161,7 +168,8 @@ def train_step(state: TrainState, batches: list[Batch], objective: Objective) ->
     for batch in batches:
         with torch.autocast(batch.text.device.type, torch.bfloat16, enabled=settings.bf16):
             losses = objective.loss(state.model, batch)
-        (losses["loss"] / len(batches)).backward()
+        total = torch.stack([losses[name] * weight for name, weight in objective.weights.items()]).sum()
+        (total / len(batches)).backward()
         figures.append({name: value.item() for name, value in losses.items()})
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_norm).item()
     state.step += 1

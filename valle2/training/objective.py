@@ -43,6 +43,8 @@ class Objective(Protocol):
     shape: TransformerConfig
     num_codebooks: int
     group_size: int
+    weights: dict[str, float]
+    """What is minimised: figures of `loss` and their weights."""
 
     def build(self, vocab_size: int) -> nn.Module:
         """A model with random weights."""
@@ -63,13 +65,15 @@ class AR:
     def __init__(self, config: Config, codec: CodecFacts) -> None:
         self.train, self.shape, self.group_size = config.train_ar, config.model.ar, config.model.group_size
         self.codebook_size = codec.codebook_size
+        self.weights = {"loss": 1.0} | ({"guide": self.train.guide} if self.train.guide else {})
 
     def build(self, vocab_size: int) -> ARModel:
         return ARModel(TransformerShape(**self.shape.model_dump()), vocab_size, self.group_size, self.codebook_size)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(model, ARModel)
-        return model.loss(batch.text, batch.text_lengths, batch.codes[:, 0], batch.code_lengths)
+        words = (batch.text_words, batch.code_words) if self.train.guide else None
+        return model.loss(batch.text, batch.text_lengths, batch.codes[:, 0], batch.code_lengths, words)
 
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return self.loss(model, batch)
@@ -85,6 +89,7 @@ class NAR:
         self.train, self.shape = config.train_nar, config.model.nar
         self.num_codebooks, self.codebook_size = codec.num_codebooks, codec.codebook_size
         self.frame_rate = codec.frame_rate
+        self.weights = {"loss": 1.0}
 
     def build(self, vocab_size: int) -> NARModel:
         return NARModel(TransformerShape(**self.shape.model_dump()), vocab_size, self.num_codebooks, self.codebook_size)
