@@ -229,6 +229,17 @@ def test_warm_start_names_every_difference(bundle: Path, workspace: Path) -> Non
         run(workspace / "c", configure(warm_start="bundle"), "nar")
 
 
+def test_warm_start_goes_by_the_codes_and_refuses_a_model_that_names_none(bundle: Path, workspace: Path) -> None:
+    facts = json.loads((bundle / "model.json").read_text())
+    facts["codec"]["digest"] = "another decoder"
+    write_json(bundle / "model.json", facts)
+    run(workspace / "a", configure(warm_start="bundle", num_steps=1))
+    del facts["codec"]["codes_digest"]
+    write_json(bundle / "model.json", facts)
+    with pytest.raises(TrainingError, match="codec's codes digest is unknown there and 111111111111 here"):
+        run(workspace / "b", configure(warm_start="bundle", num_steps=1))
+
+
 def test_checkpoint_of_other_data_is_refused(workspace: Path) -> None:
     config = configure()
     train(config, objective(config), workspace / "work", Silent(), identity="one")

@@ -358,12 +358,13 @@ def train(training: Training, speech: Speech, minutes: float, out: Path) -> None
     """
     phase = PHASES[training.phase]
     began, saved, running = time.monotonic() - 60 * training.minutes, time.monotonic(), 0.0
+    usage = NUM_FRAMES / training.codec.quantizer.bins
     training.codec.train()
     if training.phase == "decoder":
         training.codec.quantizer.eval()
     while (progress := training.minutes / minutes) < 1:
         if training.phase == "codes" and training.step % RESTART_EVERY == RESTART_EVERY - 1:
-            print(f"restarted {restart_dead_codes(training.codec, speech, NUM_FRAMES / 1024)}", flush=True)
+            print(f"restarted {restart_dead_codes(training.codec, speech, usage)}", flush=True)
         rate = min(1.0, (training.step + 1) / 100) * (phase.rate[0] + (phase.rate[1] - phase.rate[0]) * progress)
         loss, penalty = training.take_step(speech.batch(*SHAPES[training.step % 2]), rate)
         training.minutes = (time.monotonic() - began) / 60

@@ -55,7 +55,7 @@ def _differences(theirs: dict[str, Any], objective: Objective, codes_digest: str
         found.append(("model.group_size", theirs["group_size"], objective.group_size))
     else:
         found.append(("number of codebooks", theirs["num_codebooks"], objective.num_codebooks))
-    found.append(("codec's codes digest", theirs["codec"]["codes_digest"][:12], codes_digest[:12]))
+    found.append(("codec's codes digest", theirs["codec"].get("codes_digest", "unknown")[:12], codes_digest[:12]))
     return [f"{name} is {its} there and {ours} here" for name, its, ours in found if its != ours]
 
 
