@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from flows.disk import check_space
 from flows.git import repository, resolve
 from flows.settings import set_local
 from infra.services import running_server
-from valle2.config import load_config
+from valle2.config.params import load_config
 from valle2.errors import Valle2Error
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -76,6 +77,7 @@ def answer(
 def check(revision: str, params: str | None) -> None:
     """Tell a user's mistakes at once, before Prefect is loaded."""
     origin = repository(Path.cwd())
+    check_space(origin)
     resolve(origin, revision)
     load_config(Path(params) if params else origin / "params.yaml")
 

@@ -4,10 +4,7 @@ The graph is read from dvc.yaml and never repeated here. The commands themselves
 pushed where, and whether it is really there, is `flows.store`.
 """
 
-import errno
 import logging
-import os
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
@@ -22,8 +19,9 @@ from dvc.repo.reproduce import plan_repro
 from dvc.stage import PipelineStage
 from dvc.stage.cache import RunCacheNotFoundError
 
-from valle2.config import Config
-from valle2.errors import ConfigError, FlowError, StorageError
+from flows.disk import FULL, free_bytes, is_full, no_space
+from valle2.config.params import Config
+from valle2.errors import ConfigError, FlowError
 
 _one_at_a_time = threading.RLock()
 
@@ -56,26 +54,13 @@ def dvc_repository(root: Path) -> Iterator[Repo]:
         with _one_at_a_time, chdir(root), Repo(str(root)) as repo:
             yield repo
     except DvcException as error:
-        if is_full(error.__cause__):
+        if is_full(error.__cause__) or free_bytes(root) < FULL:
             raise no_space(root) from error
         raise FlowError(f"DVC in {root}: {' '.join(str(error).split())}") from error
     except OSError as error:
         if is_full(error):
             raise no_space(root) from error
         raise
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error is that of a full disk; `shutil` gathers several errors in one, as text."""
-    number = getattr(error, "errno", None)
-    return number in (errno.ENOSPC, errno.EDQUOT) or (
-        isinstance(error, shutil.Error) and os.strerror(errno.ENOSPC) in str(error)
-    )
-
-
-def no_space(root: Path) -> StorageError:
-    """What to say when the disk is full."""
-    return StorageError(f"no space left on the disk of {root}; free some and run the same again, it goes on")
 
 
 def stage_order(repo: Repo) -> list[PipelineStage]:
@@ -161,11 +146,11 @@ def _complete(given: dict[str, Any], name: str) -> bool:
     *sections, last = name.split(".")
     for section in sections:
         if section not in default:
-            raise ConfigError(f"dvc.yaml names the parameter {name}, which valle2/config.py does not have")
+            raise ConfigError(f"dvc.yaml names the parameter {name}, which valle2/config/ does not have")
         default = default[section]
         here = here.setdefault(section, {})
     if last not in default:
-        raise ConfigError(f"dvc.yaml names the parameter {name}, which valle2/config.py does not have")
+        raise ConfigError(f"dvc.yaml names the parameter {name}, which valle2/config/ does not have")
     if last in here:
         return True
     here[last] = default[last]

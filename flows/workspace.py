@@ -20,9 +20,10 @@ from pathlib import Path
 import psutil
 
 from flows.command import end_group
+from flows.disk import is_full, no_space
 from flows.git import git
-from flows.pipeline import complete_params, dvc_repository, is_full, no_space
-from valle2.config import Config, load_config
+from flows.pipeline import complete_params, dvc_repository
+from valle2.config.params import Config, load_config
 from valle2.errors import FlowError, StorageError
 from valle2.stage import digest, file_sha256, write_json
 

@@ -10,7 +10,7 @@ import soundfile
 import yaml
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 
-from valle2.config import Config, parse_config
+from valle2.config.params import Config, parse_config
 
 RATE = 16_000
 CONSENT = {"basis": "synthetic", "record": "tones"}

@@ -10,7 +10,7 @@ from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 
 from valle2.codec import Architecture, build_encodec, save_encodec
-from valle2.config import Config, parse_config
+from valle2.config.params import Config, parse_config
 from valle2.shards import read_manifest, tokenize
 from valle2.stage import output, write_json
 from valle2.text import train_bpe

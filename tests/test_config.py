@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from valle2.config import Config, Section, load_config, parse_config
+from valle2.config.params import Config, load_config, parse_config
+from valle2.config.section import Section
 from valle2.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ import pytest
 from lhotse import MonoCut
 
 from tests.corpora import config, rows, segment, tone, write_audio, write_rows
-from valle2.config import Config
+from valle2.config.params import Config
 from valle2.corpus import curate as module
 from valle2.corpus import quality
 from valle2.corpus.curate import curate

@@ -10,7 +10,8 @@ from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 
 from tests import fabricated
-from valle2.config import EvaluateConfig, GateConfig
+from valle2.config.evaluate import EvaluateConfig
+from valle2.config.promote import GateConfig
 from valle2.errors import EvaluationError
 from valle2.evaluation import evaluate as stage
 from valle2.evaluation.cases import choose_cases, cut_prompt

@@ -2,7 +2,7 @@
 
 import pytest
 
-from valle2.config import GateConfig
+from valle2.config.promote import GateConfig
 from valle2.evaluation.gate import BOUNDS, judge
 
 GOOD = {"wer": 0.1, "inf": 0.0, "cut": 0.0, "sim_wins": 0.95, "dnsmos": 3.2, "num_cases": 24}

@@ -93,7 +93,7 @@ def test_loss_is_mean_over_codes_and_a_whole_group_of_eos() -> None:
     assert model.loss(text, text_lengths, codes, lengths)["loss"].item() == pytest.approx(literal.item(), abs=1e-5)
 
 
-def test_guide_is_what_the_first_head_of_the_middle_block_gives_to_the_next_word() -> None:
+def test_guidance_is_attention_to_the_next_word_and_knowledge_of_the_last() -> None:
     model = tiny()
     text, text_lengths, codes, lengths = example()
     text_words = torch.tensor([[1, 1, 2, 3, 3, 4], [1, 2, 2, 3, 0, 0], [1, 1, 1, 1, 2, 0]])
@@ -103,16 +103,22 @@ def test_guide_is_what_the_first_head_of_the_middle_block_gives_to_the_next_word
     assert figures["loss"] == model.loss(text, text_lengths, codes, lengths)["loss"]
     x, starts = model.embed(text, text_lengths, fold(codes, 2), lengths // 2)
     block = model.transformer.blocks[1]
-    read = block.attention_norm(model.transformer.blocks[0](x, causal=True))
+    seen = model.transformer.blocks[0](x, causal=True)
+    read = block.attention_norm(seen)
     query, key = (part[..., :8] for part in block.attention.qkv(read).split(32, -1)[:2])
-    wanted = []
+    wanted, told = [], []
     for row in range(3):
         for group in range(int(lengths[row]) // 2):
             place = int(starts[2][row]) + group - 1
             shares = (key[row, : place + 1] @ query[row, place] / 8**0.5).softmax(0)
             word = code_words[row, 2 * group]
             wanted.append(-sum(shares[i] for i in range(6) if text_words[row, i] == word).log().item())
+            state = seen[row, place + 1]
+            state = (state - state.mean()) / (state.var(unbiased=False) + 1e-5).sqrt()
+            first = text[row, text_words[row].tolist().index(word)]
+            told.append(-(3.0 * model.text_embedding.weight @ state).log_softmax(0)[first].item())
     assert figures["guide"].item() == pytest.approx(sum(wanted) / len(wanted), abs=1e-5)
+    assert figures["word"].item() == pytest.approx(sum(told) / len(told), abs=1e-5)
 
 
 def test_group_of_one_has_no_group_layers() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from tests.fabricated import config, voice, workspace
 from valle2.audio import encode_wave
-from valle2.config import GateConfig, SamplingConfig
+from valle2.config.promote import GateConfig
+from valle2.config.sampling import SamplingConfig
 from valle2.errors import LineageError, ModelError
 from valle2.evaluation.gate import judge
 from valle2.registry import bundle_sha256, promote, register, reject, resolve, versions

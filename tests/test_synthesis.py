@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.test_sampling import literal_group
 from valle2.codec import Architecture, build_encodec, load_codec, save_encodec
-from valle2.config import SamplingConfig
+from valle2.config.sampling import SamplingConfig
 from valle2.errors import ModelError
 from valle2.model.ar import ARModel
 from valle2.model.layers import TransformerShape

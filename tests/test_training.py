@@ -13,7 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from valle2.config import Config, SamplingConfig, TrainConfig, TransformerConfig, parse_config
+from valle2.config.model import TransformerConfig
+from valle2.config.params import Config, parse_config
+from valle2.config.sampling import SamplingConfig
+from valle2.config.train import TrainConfig
 from valle2.errors import TrainingError
 from valle2.stage import write_json
 from valle2.synthesis import write_bundle
@@ -277,6 +280,19 @@ def test_joined_rows_are_of_one_speaker_and_bounded(workspace: Path) -> None:
     assert all(sum(one.num_frames for one in row) <= 225 for row in rows)
 
 
+def test_joined_rows_grow_in_the_first_quarter_of_a_training_from_scratch(workspace: Path) -> None:
+    split = corpus(workspace)
+
+    def pieces_in_a_row(epoch: int, **changes: Any) -> float:
+        order = sampler(split, word_spans=1.0, join_seconds=3.0, **changes)
+        return float(np.mean([len(row) for batch in order.epoch(epoch) for row in batch]))
+
+    assert pieces_in_a_row(0, num_steps=400) == 1
+    assert 1 < pieces_in_a_row(6, num_steps=400) < pieces_in_a_row(100, num_steps=400)
+    assert pieces_in_a_row(0, num_steps=10) > 1.5
+    assert pieces_in_a_row(0, num_steps=400, warm_start="champion") > 1.5
+
+
 def test_spans_part_every_utterance_between_words(workspace: Path) -> None:
     split = corpus(workspace)
     whole = {one.id: one for one in split.utterances}
@@ -309,7 +325,7 @@ def test_words_are_numbered_through_a_row_of_spans(workspace: Path) -> None:
     assert batch.text_words.min() == batch.code_words.min() == 1
 
 
-def test_guided_attention_learns_which_word_comes_next(workspace: Path) -> None:
+def test_guidance_teaches_which_word_comes_next_and_which_was_heard(workspace: Path) -> None:
     points = {}
     for guide in (0.0, 1.0):
         tracker = Silent()
@@ -317,7 +333,8 @@ def test_guided_attention_learns_which_word_comes_next(workspace: Path) -> None:
         run(workspace / str(guide), config, "ar", tracker)
         points[guide] = [point for _, point in tracker.points]
     assert "guide" not in points[0.0][0]
-    assert points[1.0][-2]["guide"] < points[1.0][0]["guide"] - 0.1
+    for name in ("guide", "word"):
+        assert points[1.0][-2][name] < points[1.0][0][name] - 0.1
 
 
 def test_words_without_times_of_their_own_give_no_breaks(workspace: Path) -> None:

@@ -12,7 +12,7 @@ from lhotse import MonoCut
 
 from tests.corpora import config, declare_speakers, rows, tone, write_audio
 from valle2.asr import Sentence, Window, Word
-from valle2.config import TranscribeConfig
+from valle2.config.transcribe import TranscribeConfig
 from valle2.corpus import transcribe as module
 from valle2.corpus.ingest import ingest
 from valle2.corpus.segments import check_times, split, whole

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from valle2.commands import register_commands
-from valle2.config import PARAMS, Config, load_config
+from valle2.config.params import PARAMS, Config, load_config
 from valle2.errors import Valle2Error
 from valle2.stage import log_file, write_json
 from valle2.types import Stage, StageResult

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from valle2.config import PARAMS, load_config
+from valle2.config.params import PARAMS, load_config
 from valle2.errors import LineageError, ModelError
 
 CHAMPION = "valle2@champion"
@@ -35,7 +35,7 @@ def synthesize(
     import torch
 
     from valle2.audio import encode_wave, read_wave
-    from valle2.config import SamplingConfig
+    from valle2.config.sampling import SamplingConfig
     from valle2.registry import resolve
     from valle2.synthesis import Synthesizer
 

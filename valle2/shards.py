@@ -26,7 +26,7 @@ from lhotse.shar.utils import to_shar_placeholder
 from lhotse.shar.writers.tar import TarWriter
 
 from valle2.codec import Codec, load_codec
-from valle2.config import Config
+from valle2.config.tokenize import TokenizeParams
 from valle2.errors import ShardError
 from valle2.progress import Advance, progress
 from valle2.stage import file_sha256, output, partial, publish, tree_sha256, write_json, write_text
@@ -45,7 +45,7 @@ class Encoded:
     codes: Int16[np.ndarray, "k t"]
 
 
-def tokenize(config: Config) -> StageResult:
+def tokenize(config: TokenizeParams) -> StageResult:
     """Encode the curated cuts: `artifacts/curate/*.jsonl` -> `artifacts/tokenize/`.
 
     Finished shards survive a crash; running again goes on with the next one and gives the same bytes.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from valle2.bundled import bundled
 from valle2.codec import Codec, load_codec
-from valle2.config import SamplingConfig
+from valle2.config.sampling import SamplingConfig
 from valle2.errors import ModelError
 from valle2.model.ar import ARModel
 from valle2.model.grouping import clip_start

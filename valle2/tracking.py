@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
+from pydantic import BaseModel
 
-from valle2.config import Config
 from valle2.errors import TrainingError
 from valle2.stage import ARTIFACTS, file_sha256, write_text
 
@@ -216,7 +216,7 @@ class TrainingRun:
 
 @contextmanager
 def training_run(
-    kind: Literal["ar", "nar"], config: Config, data_digest: str, folder: Path | None = None
+    kind: Literal["ar", "nar"], config: BaseModel, data_digest: str, folder: Path | None = None
 ) -> Iterator[TrainingRun]:
     """Open the MLflow run of one training, or go on with it after a crash.
 
@@ -271,7 +271,7 @@ def _resume(client: "MlflowClient", folder: Path) -> str | None:
     return run_id
 
 
-def _start(client: "MlflowClient", kind: str, config: Config, data_digest: str) -> str:
+def _start(client: "MlflowClient", kind: str, config: BaseModel, data_digest: str) -> str:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
     tags = {

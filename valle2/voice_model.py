@@ -16,7 +16,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from valle2.audio import read_wave
-from valle2.config import SamplingConfig
+from valle2.config.sampling import SamplingConfig
 from valle2.errors import ModelError
 from valle2.synthesis import Request, Synthesizer
 

@@ -147,6 +147,9 @@ class SpectralLoss(nn.Module):
     """Magnitudes below it do not count; scaled with the window."""
     anchor = 0.5
     """Weight of the low bands."""
+    convergence = 0.5
+    """Weight of the spectral convergence (Arik et al., 2018, section 3): unlike the logarithms it counts what is loud,
+    as a speaker encoder that reads power spectra does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,6 +183,7 @@ class SpectralLoss(nn.Module):
             lines = int(self.top / SAMPLE_RATE * window)
             total = total + F.l1_loss((ours[:, :lines] + floor).log(), (theirs[:, :lines] + floor).log())
             total = total + 0.5 * F.l1_loss((ours + 1e-2).sqrt(), (theirs + 1e-2).sqrt())
+            total = total + self.convergence * (ours - theirs).norm() / (theirs.norm() + 1)
         for window in (512, 1024):
             lines = int(4000 / SAMPLE_RATE * window)
             frequency = torch.arange(lines, device=wave.device) * (SAMPLE_RATE / window)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from valle2.config import IngestConfig
+from valle2.config.ingest import IngestConfig
 from valle2.stage import file_sha256
 
 LOUDNESS_WINDOW = 0.05

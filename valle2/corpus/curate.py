@@ -15,7 +15,7 @@ from typing import Any
 from lhotse import MonoCut
 from lhotse.utils import fastcopy
 
-from valle2.config import Config, CurateConfig
+from valle2.config.curate import CurateConfig, CurateParams
 from valle2.corpus import quality
 from valle2.corpus.journal import Journal, read_jsonl, write_jsonl
 from valle2.corpus.splits import check_leakage, leaked_texts, split_speakers
@@ -38,7 +38,7 @@ class Scored:
     """Words per second."""
 
 
-def curate(config: Config) -> StageResult:
+def curate(config: CurateParams) -> StageResult:
     """Filter, split and learn the BPE: `artifacts/transcribe/` -> `artifacts/curate/`.
 
     Raises:
@@ -128,7 +128,7 @@ def judge(scored: Sequence[Scored], config: CurateConfig, language: str) -> dict
     return reasons
 
 
-def _split(scored: Sequence[Scored], reasons: dict[str, str], config: Config) -> dict[Split, list[MonoCut]]:
+def _split(scored: Sequence[Scored], reasons: dict[str, str], config: CurateParams) -> dict[Split, list[MonoCut]]:
     """Kept cuts by split; adds the reason `text_leak` for train's cuts with a held-out sentence."""
     kept = [item for item in scored if item.cut.id not in reasons]
     if not kept:

@@ -17,7 +17,7 @@ from typing import Any
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 
-from valle2.config import Config, IngestConfig
+from valle2.config.ingest import IngestConfig, IngestParams
 from valle2.corpus.audio_check import AudioCheck, check_audio
 from valle2.corpus.journal import Journal, write_jsonl
 from valle2.corpus.sources import Rights, Source, audio_files, read_rights, read_sources, speaker_of
@@ -40,7 +40,7 @@ class Candidate:
     """As given beside the audio."""
 
 
-def ingest(config: Config) -> StageResult:
+def ingest(config: IngestParams) -> StageResult:
     """Validate the declared sources: `data/` -> `artifacts/ingest/`.
 
     Raises:
@@ -124,7 +124,7 @@ def recording_id(source: Source, relative: Path) -> str:
     return f"{source.name}-{plain}"
 
 
-def _check_all(candidates: list[Candidate], work: Path, config: Config) -> dict[str, AudioCheck]:
+def _check_all(candidates: list[Candidate], work: Path, config: IngestParams) -> dict[str, AudioCheck]:
     """Check every file once, several at a time; what a killed run has checked is not checked again."""
     with (
         Journal(work / "checked.jsonl") as journal,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from valle2.asr import Sentence, Window, Word
-from valle2.config import TranscribeConfig
+from valle2.config.transcribe import TranscribeConfig
 from valle2.text import normalise
 from valle2.types import Seconds
 

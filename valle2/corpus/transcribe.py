@@ -22,7 +22,7 @@ from lhotse.supervision import AlignmentItem
 
 from valle2.asr import ASR_RATE, Aligner, Asr, Window, load_aligner, load_asr
 from valle2.bundled import bundled
-from valle2.config import Config, TranscribeConfig
+from valle2.config.transcribe import TranscribeConfig, TranscribeParams
 from valle2.corpus.journal import Journal, read_jsonl, write_jsonl
 from valle2.corpus.segments import Span, TimedWord, split, whole
 from valle2.corpus.truth import word_error_rate
@@ -32,7 +32,7 @@ from valle2.stage import file_sha256, output, partial, publish, tree_sha256
 from valle2.types import StageResult
 
 
-def transcribe(config: Config) -> StageResult:
+def transcribe(config: TranscribeParams) -> StageResult:
     """Segment, recognise and align: `artifacts/ingest/` -> `artifacts/transcribe/`.
 
     Raises:
@@ -66,7 +66,7 @@ def transcribe(config: Config) -> StageResult:
     return _result(recordings, segments, dropped, config)
 
 
-def _transcribe_all(recordings: Sequence[MonoCut], work: Path, config: Config) -> dict[str, Any]:
+def _transcribe_all(recordings: Sequence[MonoCut], work: Path, config: TranscribeParams) -> dict[str, Any]:
     """Result rows by recording; what a killed run has finished is taken over."""
     total = sum(recording.duration for recording in recordings)
     with Journal(work / "recordings.jsonl") as journal, progress("transcribe", total, "s of audio") as advance:
@@ -84,7 +84,7 @@ def _transcribe_all(recordings: Sequence[MonoCut], work: Path, config: Config) -
         return journal.done
 
 
-def load_models(config: Config) -> tuple[Asr, Aligner]:
+def load_models(config: TranscribeParams) -> tuple[Asr, Aligner]:
     """The recogniser and the aligner that the parameters name."""
     options = config.transcribe
     asr = load_asr(
@@ -162,7 +162,10 @@ def _models_sha256(config: TranscribeConfig) -> list[str]:
 
 
 def _result(
-    recordings: Sequence[MonoCut], segments: list[dict[str, Any]], dropped: list[dict[str, Any]], config: Config
+    recordings: Sequence[MonoCut],
+    segments: list[dict[str, Any]],
+    dropped: list[dict[str, Any]],
+    config: TranscribeParams,
 ) -> StageResult:
     hours = sum(row["duration"] for row in segments) / 3600
     wer = word_error_rate(recordings, segments, Path(config.ingest.sources), config.transcribe.language)

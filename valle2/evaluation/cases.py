@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 from lhotse.cut import Cut
 
-from valle2.config import EvaluateConfig
+from valle2.config.evaluate import EvaluateConfig
 from valle2.errors import EvaluationError
 from valle2.shards import load_codes, read_shards
 from valle2.text import normalise

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from valle2.asr import ASR_RATE, Asr, load_asr
 from valle2.audio import change_rate, encode_wave, read_wave
 from valle2.codec import load_codec
-from valle2.config import Config, EvaluateConfig
+from valle2.config.evaluate import EvaluateConfig, EvaluateParams
 from valle2.corpus.quality import Dnsmos
 from valle2.errors import EvaluationError
 from valle2.evaluation.cases import Case, choose_cases
@@ -49,7 +49,7 @@ SHORTEST = 0.3
 ROWS = ("model", "ground_truth", "reconstruction")
 
 
-def evaluate(config: Config) -> StageResult:
+def evaluate(config: EvaluateParams) -> StageResult:
     """Evaluate the trained models: `artifacts/train-ar`, `train-nar`, `tokenize`, `curate` -> `artifacts/evaluate`.
 
     Finished cases survive a crash.
@@ -96,7 +96,9 @@ def _need(path: Path, stage: str) -> None:
         raise EvaluationError(f"no trained model at {path}; run `valle2 {stage}`, or `dvc repro evaluate`")
 
 
-def _speak(folder: Path, bundle: Path, cases: Sequence[Case], config: Config, advance: Advance) -> dict[str, float]:
+def _speak(
+    folder: Path, bundle: Path, cases: Sequence[Case], config: EvaluateParams, advance: Advance
+) -> dict[str, float]:
     """Synthesise the cases that are not done yet.
 
     Returns:
@@ -125,7 +127,7 @@ def _speak(folder: Path, bundle: Path, cases: Sequence[Case], config: Config, ad
     return {"real_time_factor": round(spent / max(spoken_seconds, 1e-9), 3), "synthesised_seconds": spoken_seconds}
 
 
-def _reconstruct(folder: Path, cases: Sequence[Case], config: Config) -> None:
+def _reconstruct(folder: Path, cases: Sequence[Case], config: EvaluateParams) -> None:
     """The readings as they are, and as the codec gives them back."""
     codec = load_codec(config.tokenize.codec, config.runtime.device)
     for case in cases:
@@ -139,7 +141,7 @@ def _reconstruct(folder: Path, cases: Sequence[Case], config: Config) -> None:
 
 
 def _score(
-    work: Path, cases: Sequence[Case], config: Config, advance: Advance
+    work: Path, cases: Sequence[Case], config: EvaluateParams, advance: Advance
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Every row of every case, read back from 16-bit files, so that a resumed run scores the very same samples."""
     settings = config.evaluate
@@ -189,7 +191,7 @@ def _figures(
     dnsmos: Dnsmos,
     own: Float[np.ndarray, " d"],
     others: Sequence[Float[np.ndarray, " d"]],
-    config: Config,
+    config: EvaluateParams,
 ) -> dict[str, Any]:
     seconds = len(wave) / rate
     # A model that ends at once says nothing; the metrics' models still need something to hear.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from valle2.config import GateConfig
+from valle2.config.promote import GateConfig
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from valle2.config import EvaluateConfig
+from valle2.config.evaluate import EvaluateConfig
 from valle2.evaluation.metrics import interval
 
 PREFIXES = {"model": "", "ground_truth": "ground_truth_", "reconstruction": "reconstruction_"}

@@ -22,6 +22,9 @@ from valle2.model.layers import (
     length_mask,
 )
 
+WORD_SCALE = 3.0
+"""Of the scores of a heard word: embeddings start small, and a unit scale would start with nearly no gradient."""
+
 
 class ARModel(nn.Module):
     """P(group | text, earlier groups), with codes independent inside a group (3.3.1).
@@ -69,8 +72,7 @@ class ARModel(nn.Module):
 
         Returns:
             `loss` in nats per code, and the shares of codes that were `top1` and among the `top10`. With `words`, also
-            `guide`: what one head of the middle block gives to the tokens of the word that comes next, as a mean
-            negative logarithm. (Guided attention is not in the paper; after Tachibana et al., 2018, section 4.2.)
+            `guide` and `word`, see `_guidance`.
         """
         groups = fold(codes, self.group_size)
         lengths = code_lengths // self.group_size
@@ -85,15 +87,46 @@ class ARModel(nn.Module):
         targets = F.pad(groups, (0, 0, 0, 1)).masked_fill((place == lengths[:, None])[..., None], self.eos)
         figures = code_loss(logits.flatten(0, 1), targets[predicts].flatten())
         if words is not None:
-            middle = len(read) // 2
-            queries = (place[:-1] + starts[2][:, None] - 1).clamp(max=x.shape[1] - 1)
-            block = self.transformer.blocks[middle]
-            assert isinstance(block, Block)
-            shares = attended_shares(block, read[middle], queries, text.shape[1])
-            spoken = fold(words[1], self.group_size)[..., 0]
-            right = (spoken[..., None] == words[0][:, None]) & (spoken > 0)[..., None]
-            figures["guide"] = -shares.masked_fill(~right, -torch.inf).logsumexp(-1)[right.any(-1)].mean()
+            figures |= self._guidance(read, text, starts[2], words)
         return figures
+
+    def _guidance(
+        self,
+        read: list[Float[Tensor, "b n d"]],
+        text: Int[Tensor, "b s"],
+        starts: Int[Tensor, "b"],
+        words: tuple[Int[Tensor, "b s"], Int[Tensor, "b t"]],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """How well the middle block knows its place in the text. (Not in the paper.)
+
+        Args:
+            read: What each block reads.
+            text: BPE tokens.
+            starts: Where in each row the groups start.
+            words: As in `loss`.
+
+        Returns:
+            `guide`: what one head gives to the tokens of the word that comes next, as a mean negative logarithm (guided
+            attention, after Tachibana et al., 2018, section 4.2); and `word`: the cross-entropy of the word that was
+            just heard, told by its first token's embedding. A place is kept by hearing what was said.
+        """
+        middle = len(read) // 2
+        block = self.transformer.blocks[middle]
+        assert isinstance(block, Block)
+        spoken = fold(words[1], self.group_size)[..., 0]
+        right = (spoken[..., None] == words[0][:, None]) & (spoken > 0)[..., None]
+        known = right.any(-1)
+        place = torch.arange(spoken.shape[1], device=text.device) + starts[:, None]
+        heard = place.clamp(max=read[middle].shape[1] - 1)
+        shares = attended_shares(block, read[middle], heard - 1, text.shape[1])
+        rows, groups = known.nonzero(as_tuple=True)
+        state = read[middle][rows, heard[rows, groups]].float()
+        scores = WORD_SCALE * F.layer_norm(state, state.shape[-1:]) @ self.text_embedding.weight.T
+        first_token = text.gather(1, right.to(torch.uint8).argmax(-1))[known]
+        return {
+            "guide": -shares.masked_fill(~right, -torch.inf).logsumexp(-1)[known].mean(),
+            "word": F.cross_entropy(scores.float(), first_token),
+        }
 
     def embed(
         self,

@@ -22,7 +22,7 @@ INIT_STD = 0.02
 
 @dataclass(frozen=True)
 class TransformerShape:
-    """Sizes of one Transformer; the meaning of each is in `valle2.config.TransformerConfig`."""
+    """Sizes of one Transformer; the meaning of each is in `valle2.config.model`."""
 
     num_layers: int
     dim: int

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of `sample_group`; the meaning of each is in `valle2.config.SamplingConfig`."""
+    """Settings of `sample_group`; the meaning of each is in `valle2.config.sampling`."""
 
     top_p: float = 0.8
     temperature: float = 1.0

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from lhotse.cut import Cut
 from torch import Tensor
 
-from valle2.config import TransformerConfig
+from valle2.config.model import TransformerConfig
 from valle2.shards import load_codes, read_shards
 from valle2.stage import output, write_json
 from valle2.text import Bpe

@@ -17,7 +17,7 @@ import torch
 import torch.utils.deterministic as determinism
 from torch import Tensor, nn
 
-from valle2.config import Config, TrainConfig
+from valle2.config.train import TrainConfig, TrainParams
 from valle2.errors import TrainingError
 from valle2.progress import progress
 from valle2.shards import read_manifest
@@ -42,17 +42,17 @@ class Tracker(Protocol):
         """Add points."""
 
 
-def train_ar(config: Config) -> StageResult:
+def train_ar(config: TrainParams) -> StageResult:
     """Train the AR model: `artifacts/tokenize/` -> `artifacts/train-ar/`."""
     return _stage(config, AR(config, CodecFacts.of(read_manifest(output("tokenize")))))
 
 
-def train_nar(config: Config) -> StageResult:
+def train_nar(config: TrainParams) -> StageResult:
     """Train the NAR model: `artifacts/tokenize/` -> `artifacts/train-nar/`."""
     return _stage(config, NAR(config, CodecFacts.of(read_manifest(output("tokenize")))))
 
 
-def _stage(config: Config, objective: Objective) -> StageResult:
+def _stage(config: TrainParams, objective: Objective) -> StageResult:
     from valle2.tracking import training_run
 
     stage: Stage = "train-ar" if objective.kind == "ar" else "train-nar"
@@ -75,7 +75,7 @@ def _stage(config: Config, objective: Objective) -> StageResult:
     return StageResult(figure, facts | {"mlflow_run_id": run.run_id})
 
 
-def train(config: Config, objective: Objective, work: Path, tracker: Tracker, *, identity: str) -> dict[str, Any]:
+def train(config: TrainParams, objective: Objective, work: Path, tracker: Tracker, *, identity: str) -> dict[str, Any]:
     """Train one model in a work folder, going on from its last checkpoint, and write `out/` there.
 
     Returns:

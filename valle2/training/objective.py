@@ -6,7 +6,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from valle2.config import Config, TrainConfig, TransformerConfig
+from valle2.config.model import TransformerConfig
+from valle2.config.train import TrainConfig, TrainParams
 from valle2.model.ar import ARModel
 from valle2.model.layers import TransformerShape
 from valle2.model.nar import NARModel, draw_condition_lengths
@@ -62,10 +63,10 @@ class AR:
     kind: Kind = "ar"
     num_codebooks = 1
 
-    def __init__(self, config: Config, codec: CodecFacts) -> None:
+    def __init__(self, config: TrainParams, codec: CodecFacts) -> None:
         self.train, self.shape, self.group_size = config.train_ar, config.model.ar, config.model.group_size
         self.codebook_size = codec.codebook_size
-        self.weights = {"loss": 1.0} | ({"guide": self.train.guide} if self.train.guide else {})
+        self.weights = {"loss": 1.0} | (dict.fromkeys(("guide", "word"), self.train.guide) if self.train.guide else {})
 
     def build(self, vocab_size: int) -> ARModel:
         return ARModel(TransformerShape(**self.shape.model_dump()), vocab_size, self.group_size, self.codebook_size)
@@ -85,7 +86,7 @@ class NAR:
     kind: Kind = "nar"
     group_size = 1
 
-    def __init__(self, config: Config, codec: CodecFacts) -> None:
+    def __init__(self, config: TrainParams, codec: CodecFacts) -> None:
         self.train, self.shape = config.train_nar, config.model.nar
         self.num_codebooks, self.codebook_size = codec.num_codebooks, codec.codebook_size
         self.frame_rate = codec.frame_rate

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from valle2.config import TrainConfig, TransformerConfig
+from valle2.config.model import TransformerConfig
+from valle2.config.train import TrainConfig
 from valle2.errors import TrainingError
 from valle2.training.data import Corpus, Utterance
 
@@ -17,6 +18,9 @@ SPAN_WORDS = (1, 4)
 
 MIN_SPAN_FRAMES = 20
 """Shorter spans take one more word in."""
+
+GROWTH_SHARE = 0.25
+"""Share of a training from scratch, in whole epochs, in which joined rows grow from single pieces to full length."""
 
 
 @dataclass
@@ -33,7 +37,8 @@ class Sampler:
     By default every utterance is a row of its own, as in the paper. A small corpus teaches more when utterances are cut
     into spans of a few words and spans and utterances of one speaker are joined in random company: the
     sentences' grammar no longer says what comes next, only the text does; and prompt and target are joined likewise in
-    synthesis.
+    synthesis. From scratch, joined rows grow over the first epochs: in a short row every word is easily found, and what
+    the model learns of words there lets it keep its place in a long one.
 
     Args:
         corpus: What to draw from.
@@ -66,6 +71,8 @@ class Sampler:
                 f"frames ({corpus.num_frames / frame_rate:.0f} s), less than one batch of {self.batch_frames} frames; "
                 f"add data, or lower train_{kind}.batch_frames"
             )
+        num_frames = settings.num_steps * settings.accumulate * settings.batch_frames
+        self.growing_epochs = 0 if settings.warm_start else int(GROWTH_SHARE * num_frames / corpus.num_frames)
         self._epoch = -1
         self._batches: list[list[list[Utterance]]] = []
 
@@ -83,7 +90,8 @@ class Sampler:
         """All batches of an epoch, the same for the same seed."""
         if epoch != self._epoch:
             rng = np.random.default_rng([self.seed, epoch])
-            rows = self._rows(rng)
+            grown = min(epoch / self.growing_epochs, 1.0) if self.growing_epochs else 1.0
+            rows = self._rows(rng, self.join_frames * grown)
             # A little noise, so that rows of nearly one length meet others in every epoch.
             noise = rng.uniform(0.9, 1.1, len(rows))
             lengths = np.array([sum(utterance.num_frames for utterance in row) for row in rows])
@@ -92,7 +100,7 @@ class Sampler:
             self._epoch = epoch
         return self._batches
 
-    def _rows(self, rng: np.random.Generator) -> list[list[Utterance]]:
+    def _rows(self, rng: np.random.Generator, join_frames: float) -> list[list[Utterance]]:
         shuffled = [self.corpus.utterances[i] for i in rng.permutation(len(self.corpus.utterances))]
         pieces = [piece for utterance in shuffled for piece in self._spans(utterance, rng)]
         rows: list[list[Utterance]] = []
@@ -106,7 +114,7 @@ class Sampler:
                 row.append(piece)
             else:
                 rows.append([piece])
-                open_rows[piece.speaker] = rows[-1], self.join_frames * rng.uniform()
+                open_rows[piece.speaker] = rows[-1], join_frames * rng.uniform()
         return rows
 
     def _spans(self, utterance: Utterance, rng: np.random.Generator) -> list[Utterance]:

@@ -1,0 +1,55 @@
+"""Parameters of `train-ar` and `train-nar`."""
+
+from pydantic import Field
+
+from valle2.config.model import ModelConfig
+from valle2.config.runtime import Runtime
+from valle2.config.section import Count, Fraction, Positive, PositiveCount, Section
+
+
+class TrainConfig(Section):
+    """One training, AR or NAR."""
+
+    num_steps: PositiveCount = Field(800_000, description="updates; VALL-E: 800k")
+    batch_frames: PositiveCount = Field(
+        6_000, description="codec frames per batch, padding not counted; VALL-E: 6k a GPU"
+    )
+    join_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="s; utterances of one speaker are joined to rows of at most this; 0: none, as in the paper",
+    )
+    word_spans: Fraction = Field(
+        0.0,
+        description="share of utterances cut at word times into spans of 1-4 words, anew in every epoch; 0: none, as in the paper",
+    )
+    guide: float = Field(
+        0.0,
+        ge=0,
+        description="weight of guidance from word times, AR only: one head learns which word comes next, and the layers below it which word was heard; 0: none, as in the paper",
+    )
+    learning_rate: Positive = Field(5e-4, description="peak rate of AdamW; VALL-E: 5e-4")
+    warmup_steps: Count = Field(32_000, description="updates of linear warm-up, then linear decay (4.1.1)")
+    final_rate_share: Fraction = Field(0.0, description="share of the peak rate reached at num_steps")
+    weight_decay: float = Field(0.01, description="AdamW; not in the paper")
+    clip_norm: Positive = Field(1.0, description="gradient norm bound; not in the paper")
+    accumulate: PositiveCount = Field(1, description="batches per update")
+    bf16: bool = Field(True, description="bfloat16 autocast")
+    ema_decay: Fraction = Field(0.0, description="decay of the averaged weights; 0: none; not in the paper")
+    warm_start: str = Field(
+        "", description="folder of a voice model whose weights training starts from; empty: from scratch"
+    )
+    checkpoint_every: PositiveCount = Field(1_000, description="updates between checkpoints")
+    keep_checkpoints: PositiveCount = Field(2, description="checkpoints kept")
+    validate_every: PositiveCount = Field(1_000, description="updates between validations")
+    log_every: PositiveCount = Field(50, description="updates between points of the curves")
+    max_bad_steps: PositiveCount = Field(10, description="non-finite updates in a row after which training stops")
+
+
+class TrainParams(Section):
+    """What the two training stages read of the parameters."""
+
+    runtime: Runtime = Runtime()
+    model: ModelConfig = ModelConfig()
+    train_ar: TrainConfig = TrainConfig()
+    train_nar: TrainConfig = TrainConfig()

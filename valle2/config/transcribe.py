@@ -1,0 +1,31 @@
+"""Parameters of `transcribe`."""
+
+from pydantic import Field
+
+from valle2.config.ingest import IngestParams
+from valle2.config.section import Positive, PositiveCount, Section
+from valle2.types import Seconds
+
+
+class TranscribeConfig(Section):
+    """WhisperX segmentation, transcription and alignment."""
+
+    model: str = Field(
+        "bundled", description="`bundled`, a WhisperX model name such as large-v3, or a CTranslate2 folder"
+    )
+    aligner: str = Field(
+        "bundled", description="`bundled`, a wav2vec2 CTC model name, or a folder; empty: WhisperX's own choice"
+    )
+    language: str = Field("en", description="ISO 639-1 code of the speech")
+    compute_type: str = Field("int8", description="CTranslate2 weight type: int8, float16, float32")
+    batch_size: PositiveCount = Field(4, description="windows per batch")
+    chunk_size: Positive = Field(8, description="s; speech is merged to windows of at most this")
+    padding: Seconds = Field(0.1, description="s of audio kept around a segment's first and last word")
+    min_duration: Seconds = Field(1.0, description="s; shorter segments are dropped (architecture: 1-20 s cuts)")
+    max_duration: Seconds = Field(20.0, description="s; longer segments are dropped")
+
+
+class TranscribeParams(IngestParams):
+    """What the stage reads of the parameters."""
+
+    transcribe: TranscribeConfig = TranscribeConfig()
