@@ -43,7 +43,7 @@ def test_speech_does_not_depend_on_what_was_said_before() -> None:
     assert [word.text for word in first.words] == text.rstrip(".").split()
     assert all(before.end <= after.start for before, after in pairwise(first.words))
     assert all(before.start <= after.start for before, after in pairwise(first.phones))
-    assert [phone.name for phone in first.phones if phone.start < first.words[0].end][0] == "D"
+    assert [phone.name for phone in first.phones[:2]] == ["D", "@2"]
 
 
 def test_recordings_hold_their_sentences() -> None:

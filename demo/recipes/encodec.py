@@ -307,8 +307,8 @@ def restart_dead_codes(model: EncodecModel, speech: Speech, usage: float) -> lis
 def stretch_latent(training: "Training", speech: Speech) -> None:
     """Make phones, and then phases, what the first codebook sees, and bring the latent to `LATENT_STD`.
 
-    The latent x becomes A x. A^T A = 1 + b W W^T + c V V^T, where x W tells phones and x V phases (least squares), so near
-    latents are alike as before, and alike in both. What reads the latent is turned back by the inverse of A.
+    The latent x becomes A x. A^T A = 1 + b W W^T + c V V^T, where x W tells phones and x V phases (least squares), so
+    near latents are alike as before, and alike in both. What reads the latent is turned back by the inverse of A.
     """
     last: Any = training.codec.encoder.model[-1]
     first: Any = training.codec.decoder.model[0]
@@ -333,7 +333,8 @@ def stretch_latent(training: "Training", speech: Speech) -> None:
     set_weight(last.conv.conv, torch.einsum("ij,jkl->ikl", stretch, last.conv.conv.weight))
     last.conv.conv.bias.copy_(stretch @ last.conv.conv.bias)
     set_weight(first.conv.conv, torch.einsum("ijk,jl->ilk", first.conv.conv.weight, back))
-    for head in (training.targets.hidden[0], training.targets.content):
+    heads: list[Any] = [training.targets.hidden[0], training.targets.content]
+    for head in heads:
         head.weight.copy_(head.weight @ back)
 
 
@@ -386,17 +387,17 @@ class Training:
             with torch.no_grad():
                 latent = codec.quantizer(codec.encoder(wave), codec.frame_rate, codec.bandwidth).quantized
             return {"waves": self.waves(codec.decoder(latent), wave)}
-        latent, content_weight = codec.encoder(wave), CONTENT_WEIGHT
+        latent = codec.encoder(wave)
         penalty = 0.003 * latent.square().mean()
+        alone = False
         if self.phase == "codes":
             bandwidth = BANDWIDTHS[int(torch.randint(len(BANDWIDTHS), ()))]
             result = codec.quantizer(latent, codec.frame_rate, bandwidth)
-            latent, penalty = result.quantized, result.penalty
-            if bandwidth < codec.bandwidth:
-                spectra, content = self.targets(latent, wave, phones)
-                return {"first": spectra, "first_content": FIRST_CONTENT_WEIGHT * content, "penalty": penalty}
+            latent, penalty, alone = result.quantized, result.penalty, bandwidth < max(BANDWIDTHS)
         spectra, content = self.targets(latent, wave, phones)
-        return {"spectra": spectra, "content": content_weight * content, "penalty": penalty}
+        content = content * (FIRST_CONTENT_WEIGHT if alone else CONTENT_WEIGHT)
+        name = "first_" if alone else ""
+        return {f"{name}spectra": spectra, f"{name}content": content, "penalty": penalty}
 
     def take_step(self, wave: Tensor, phones: Tensor, rate: float) -> dict[str, float]:
         """One step; returns the losses."""
