@@ -19,7 +19,7 @@ import torchaudio
 
 from demo.corpus import SEED, make_voice
 from demo.espeak import SAMPLE_RATE as ESPEAK_RATE
-from demo.espeak import speak
+from demo.espeak import Spoken, speak
 from demo.grammar import sentence
 
 SAMPLE_RATE = 24_000
@@ -39,7 +39,7 @@ class Clip:
     text: str
     words: list[tuple[str, float, float]]
     phones: list[tuple[str, float]]
-    """In espeak-ng's notation, without stress, and when each starts; pauses have an empty name."""
+    """In espeak-ng's notation, without stress and length, and when each starts; pauses have an empty name."""
     voice: int
 
 
@@ -57,6 +57,11 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     wave = torch.from_numpy(samples.astype(np.float32))
     wave = torchaudio.functional.resample(wave, rate, SAMPLE_RATE)
     return wave.round().clamp(-32768, 32767).to(torch.int16).numpy()
+
+
+def timed_phones(spoken: Spoken) -> list[tuple[str, float]]:
+    """Phones without stress and length, and when each starts, s; pauses have an empty name."""
+    return [(phone.name.strip("',_:"), phone.start / ESPEAK_RATE) for phone in spoken.phones]
 
 
 def render(num_sentences: int, num_voices: int, seed: int = 1) -> list[Clip]:
@@ -78,8 +83,7 @@ def render(num_sentences: int, num_voices: int, seed: int = 1) -> list[Clip]:
         voice = FIRST_VOICE + len(clips) % num_voices
         spoken = speak(text, make_voice(voice))
         words = [(word.text, word.start / ESPEAK_RATE, word.end / ESPEAK_RATE) for word in spoken.words]
-        phones = [(phone.name.lstrip("',").strip("_:"), phone.start / ESPEAK_RATE) for phone in spoken.phones]
-        clips.append(Clip(resample(spoken.samples, ESPEAK_RATE), text, words, phones, voice))
+        clips.append(Clip(resample(spoken.samples, ESPEAK_RATE), text, words, timed_phones(spoken), voice))
     return clips
 
 
