@@ -72,12 +72,12 @@ def record(voice: Voice, sentences: list[str], rng: np.random.Generator) -> Reco
     words: list[SpokenWord] = []
     length = len(parts[0])
     for text in sentences:
-        samples, spoken = speak(text, voice)
-        spans.append((text, length, length + len(samples)))
-        words += [SpokenWord(word.text, length + word.start, length + word.end) for word in spoken]
+        spoken = speak(text, voice)
+        spans.append((text, length, length + len(spoken.samples)))
+        words += [SpokenWord(word.text, length + word.start, length + word.end) for word in spoken.words]
         pause = np.zeros(int(rng.integers(int(0.35 * SAMPLE_RATE), int(0.9 * SAMPLE_RATE))), np.int16)
-        parts += [samples, pause]
-        length += len(samples) + len(pause)
+        parts += [spoken.samples, pause]
+        length += len(spoken.samples) + len(pause)
     clean = np.concatenate(parts).astype(np.int32)
     peak = int(np.abs(clean).max())
     level = int(rng.integers(14000, 24000))
@@ -118,7 +118,7 @@ def write_corpus(folder: Path, num_more_voices: int = 0) -> None:
         spoken = 0.0
         while spoken < seconds - 2:
             texts.append(new_sentence())
-            spoken += len(speak(texts[-1], voice)[0]) / SAMPLE_RATE + 0.6
+            spoken += len(speak(texts[-1], voice).samples) / SAMPLE_RATE + 0.6
         recording = record(voice, texts, np.random.default_rng([SEED, index]))
         path = root / "audio" / speaker / f"{speaker}.wav"
         path.parent.mkdir(parents=True)

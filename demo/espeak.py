@@ -19,7 +19,8 @@ import numpy as np
 SAMPLE_RATE = 22050
 """Rate (Hz) of everything espeak-ng speaks."""
 
-_RETRIEVAL, _UTF8, _WORD_EVENT, _END_OF_LIST = 1, 1, 1, 0
+_RETRIEVAL, _PHONE_EVENTS, _UTF8 = 1, 1, 1
+_END_OF_LIST, _WORD_EVENT, _PHONE_EVENT = 0, 1, 7
 _RATE, _PITCH, _RANGE = 1, 3, 4
 
 
@@ -89,6 +90,29 @@ class SpokenWord:
     end: int
 
 
+@dataclass(frozen=True)
+class SpokenPhone:
+    """A phone in espeak-ng's own notation and where it starts, in samples at `SAMPLE_RATE`; it lasts to the next."""
+
+    name: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A sentence as it was spoken.
+
+    Attributes:
+        samples: int16, mono, at `SAMPLE_RATE`; leading and trailing digital silence is cut.
+        words: With their times, as espeak-ng's own events give them.
+        phones: Likewise; pauses have an empty name.
+    """
+
+    samples: np.ndarray
+    words: list[SpokenWord]
+    phones: list[SpokenPhone]
+
+
 @cache
 def _variants() -> Path:
     """A data folder for espeak-ng: links to the wheel's own, and an empty folder of variants."""
@@ -106,26 +130,23 @@ def _variants() -> Path:
 @cache
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    rate = library.espeak_Initialize(_RETRIEVAL, 0, str(_variants().parents[1]).encode(), 0)
+    rate = library.espeak_Initialize(_RETRIEVAL, 0, str(_variants().parents[1]).encode(), _PHONE_EVENTS)
     if rate != SAMPLE_RATE:
         raise RuntimeError(f"espeak-ng speaks at {rate} Hz, expected {SAMPLE_RATE}: reinstall espeakng-loader")
     return library
 
 
-def speak(text: str, voice: Voice) -> tuple[np.ndarray, list[SpokenWord]]:
+def speak(text: str, voice: Voice) -> Spoken:
     """Speak one sentence.
 
     Args:
         text: Plain words; no SSML.
         voice: Who speaks.
-
-    Returns:
-        The samples (int16, mono, `SAMPLE_RATE`), leading and trailing digital silence cut, and the words with their
-        times as espeak-ng's own events give them.
     """
     library = _library()
     chunks: list[np.ndarray] = []
     starts: list[tuple[int, int, int]] = []
+    phones: list[tuple[str, int]] = []
 
     def receive(samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: "ctypes._Pointer[_Event]") -> int:
         if samples and count > 0:
@@ -135,6 +156,8 @@ def speak(text: str, voice: Voice) -> tuple[np.ndarray, list[SpokenWord]]:
             event = events[index]
             if event.type == _WORD_EVENT:
                 starts.append((event.text_position - 1, event.length, event.sample))
+            elif event.type == _PHONE_EVENT:
+                phones.append((event.id.string.decode(), event.sample))
             index += 1
         return 0
 
@@ -161,4 +184,4 @@ def speak(text: str, voice: Voice) -> tuple[np.ndarray, list[SpokenWord]]:
         SpokenWord(text[at : at + length], max(start - first, 0), min(end, last) - first)
         for (at, length, start), end in zip(starts, ends, strict=True)
     ]
-    return samples[first:last], words
+    return Spoken(samples[first:last], words, [SpokenPhone(name, max(start - first, 0)) for name, start in phones])

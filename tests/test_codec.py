@@ -28,7 +28,7 @@ def codec() -> Codec:
 @pytest.fixture(scope="module")
 def utterances() -> list[torch.Tensor]:
     rng = random.Random(5)
-    waves = [resample(speak(sentence(rng), make_voice(FIRST_VOICE + index))[0], SAMPLE_RATE) for index in range(6)]
+    waves = [resample(speak(sentence(rng), make_voice(FIRST_VOICE + index)).samples, SAMPLE_RATE) for index in range(6)]
     return [torch.from_numpy(wave.astype(np.float32)) / 32768 for wave in waves]
 
 

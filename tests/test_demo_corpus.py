@@ -35,12 +35,15 @@ def test_size_of_the_shipped_corpus() -> None:
 
 def test_speech_does_not_depend_on_what_was_said_before() -> None:
     text, voice = "The doctor finds eleven green bottles.", make_voice(3)
-    first, words = speak(text, voice)
+    first = speak(text, voice)
     speak("Anna sees it today.", make_voice(50))
-    again, _ = speak(text, voice)
-    assert np.array_equal(first, again)
-    assert [word.text for word in words] == text.rstrip(".").split()
-    assert all(before.end <= after.start for before, after in pairwise(words))
+    again = speak(text, voice)
+    assert np.array_equal(first.samples, again.samples)
+    assert (first.words, first.phones) == (again.words, again.phones)
+    assert [word.text for word in first.words] == text.rstrip(".").split()
+    assert all(before.end <= after.start for before, after in pairwise(first.words))
+    assert all(before.start <= after.start for before, after in pairwise(first.phones))
+    assert [phone.name for phone in first.phones[:2]] == ["D", "@2"]
 
 
 def test_recordings_hold_their_sentences() -> None:

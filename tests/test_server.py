@@ -10,9 +10,11 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +68,18 @@ class Server:
     api: str
 
     def call(self, path: str, body: object = None) -> Any:
-        """Ask the server, as its pages do."""
+        """Ask the server, as its pages do, and again while its database is busy, as Prefect's own client does."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.api + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.load(answer)
+        for busy in (True, True, True, True, False):
+            try:
+                with urllib.request.urlopen(request, timeout=120) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or not busy:
+                    raise
+                time.sleep(2)
+        raise AssertionError("unreachable")
 
     def start(self, deployment: str, **parameters: str) -> dict[str, Any]:
         """Start a deployment."""

@@ -9,11 +9,14 @@ does not understand it yet. Here the encoder learns first, and alone.
 
 1. `encoder`: a small network behind the latent has to tell each frame's mel spectra, the lines below 1.5 kHz (which
    hold the pitch) and the complex spectrum below 1.1 kHz, which says where in a period of the voice the frame begins.
-   Without that last part a decoder cannot continue a period from frame to frame: the voice hums at the frame rate.
-2. `codes`: every codebook starts as k-means on the residuals that the ones before it leave, and encoder and codebooks
-   are tuned together with the same targets; some steps see the first codebook alone, as in EnCodec's training (Defossez
-   et al., 2022, section 3.2), so that it carries most. (With the quantizer on from the start, small batches collapse
-   all codes.)
+   Without that last part a decoder cannot continue a period from frame to frame: the voice hums at the frame rate. A
+   linear layer has to tell the phone, as espeak-ng itself reports it.
+2. `codes`: the latent is stretched along what tells phones apart, so that the first codebook says what is spoken: an
+   autoregressive model reads and writes nothing else (a distillation after Zhang et al., SpeechTokenizer, 2023, section
+   3.2, with phones for teacher). Then every codebook starts as k-means on the residuals that the ones before it leave,
+   and encoder and codebooks are tuned together with the same targets; some steps see the first codebook alone, as in
+   EnCodec's training (Defossez et al., 2022, section 3.2), so that it carries most. (With the quantizer on from the
+   start, small batches collapse all codes.)
 3. `decoder`: encoder and codebooks stay as they are, and so do the codes; the decoder learns the waveform.
 
 There is no discriminator. A phase goes on from the state file, where the phase before it or an interrupted run of its
@@ -33,11 +36,18 @@ import torchaudio
 from encodec.model import EncodecModel
 from torch import Tensor, nn
 
-from demo.recipes.material import SAMPLE_RATE, load_material, load_real_speech
-from valle2.codec import Architecture, build_encodec, save_encodec
+from demo.recipes.material import SAMPLE_RATE, Clip, load_material, load_real_speech
+from valle2.codec import Architecture, build_encodec, load_codec, save_encodec
 
 HOP = 320
 REAL_SHARE = 0.25
+UNKNOWN = -100
+"""No phone is known; cross-entropy leaves it out."""
+CONTENT_WEIGHT = 0.5
+"""Of the phones' cross-entropy; where the first codebook is alone, FIRST_CONTENT_WEIGHT."""
+FIRST_CONTENT_WEIGHT = 2.0
+CONTENT_SHARE, PHASE_SHARE = 1.0, 0.5
+"""How far the latent is stretched along what tells phones and phases: variance that is added, over what is there."""
 SHAPES = ((8, 50), (5, 80))
 """Batches as (segments, frames); both hold the same seconds."""
 NUM_FRAMES = SHAPES[0][0] * SHAPES[0][1]
@@ -47,7 +57,7 @@ would change the loudness of everything by a quarter each time."""
 LATENT_STD = 1.2
 """Standard deviation of the latent when the quantizer comes in; the commitment loss is made for about 1."""
 CODEBOOK_DECAY = 0.997
-BANDWIDTHS = (6.0, 6.0, 6.0, 6.0, 0.75)
+BANDWIDTHS = (6.0, 6.0, 6.0, 0.75, 0.75)
 """Drawn from in the phase `codes` (kbps; 0.75 is one codebook)."""
 RESTART_EVERY = 1500
 """Steps between looks for dead codebook entries."""
@@ -74,15 +84,24 @@ PHASES = {
 class Speech:
     """Draws training segments; levels, pauses and noise vary as in the demo's corpus."""
 
-    synthetic: list[np.ndarray]
+    synthetic: list[Clip]
     real: list[np.ndarray]
     rng: np.random.Generator
 
-    def segment(self, length: int) -> np.ndarray:
-        """One segment of `length` samples, float32; it may start before or end after its utterance."""
+    def __post_init__(self) -> None:
+        names = sorted({name for clip in self.synthetic for name, _ in clip.phones} | {""})
+        self.num_phones = len(names)
+        self._starts = [np.array([start for _, start in clip.phones]) * SAMPLE_RATE for clip in self.synthetic]
+        self._phones = [np.array([0, *(names.index(name) for name, _ in clip.phones)]) for clip in self.synthetic]
+
+    def segment(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """One segment of `length` samples, float32; it may start before or end after its utterance.
+
+        With it the phone at the middle of each frame: 0 is a pause, `UNKNOWN` anything in real speech.
+        """
         is_real = bool(self.real) and self.rng.random() < REAL_SHARE
-        waves = self.real if is_real else self.synthetic
-        wave = waves[int(self.rng.integers(len(waves)))]
+        chosen = int(self.rng.integers(len(self.real if is_real else self.synthetic)))
+        wave = self.real[chosen] if is_real else self.synthetic[chosen].samples
         start = int(self.rng.integers(-length // 2, max(len(wave) - length // 2, 1 - length // 2)))
         cut = wave[max(start, 0) : start + length].astype(np.float32)
         peak = self.rng.uniform(0.3, 1.0) / max(float(np.abs(wave.astype(np.int32)).max()), 1.0)
@@ -90,11 +109,17 @@ class Speech:
         offset = max(-start, 0)
         segment[offset : offset + len(cut)] = cut * peak
         noise = self.rng.uniform(0.0, 1.4e-3) if not is_real else 1e-5
-        return segment + self.rng.uniform(-noise, noise, length).astype(np.float32)
+        segment += self.rng.uniform(-noise, noise, length).astype(np.float32)
+        middles = start + HOP // 2 + HOP * np.arange(length // HOP)
+        if is_real:
+            return segment, np.full(len(middles), UNKNOWN)
+        phones = self._phones[chosen][np.searchsorted(self._starts[chosen], middles, side="right")]
+        return segment, np.where(middles < len(wave), phones, 0)
 
-    def batch(self, num_segments: int, num_frames: int) -> Tensor:
-        """Segments as [B, 1, N]."""
-        return torch.from_numpy(np.stack([self.segment(num_frames * HOP) for _ in range(num_segments)]))[:, None]
+    def batch(self, num_segments: int, num_frames: int) -> tuple[Tensor, Tensor]:
+        """Segments as [B, 1, N] and their phones [B, T]."""
+        waves, phones = zip(*(self.segment(num_frames * HOP) for _ in range(num_segments)), strict=True)
+        return torch.from_numpy(np.stack(waves))[:, None], torch.from_numpy(np.stack(phones))
 
 
 class FrameTargets(nn.Module):
@@ -103,9 +128,10 @@ class FrameTargets(nn.Module):
     sizes = (80, 48, 64, 48)
     weights = (1.0, 0.5, 0.7, 0.7)
 
-    def __init__(self) -> None:
+    def __init__(self, num_phones: int) -> None:
         super().__init__()
         self.hidden = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, sum(self.sizes)))
+        self.content = nn.Linear(128, num_phones)
         banks = {600: (80, 8000.0), 256: (24, 12000.0)}
         for window, (bands, top) in banks.items():
             bank = torchaudio.functional.melscale_fbanks(window // 2 + 1, 20.0, top, bands, SAMPLE_RATE)
@@ -127,11 +153,14 @@ class FrameTargets(nn.Module):
         phases = torch.view_as_real(low) / (low.abs()[..., None] + 1e-2).sqrt()
         return [mel, short, lines, phases.flatten(-2)]
 
-    def forward(self, latent: Tensor, wave: Tensor) -> Tensor:
-        """Loss of a latent [B, 128, T] of waves [B, 1, N]."""
-        told = self.hidden(latent.transpose(1, 2)).split(self.sizes, -1)
+    def forward(self, latent: Tensor, wave: Tensor, phones: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of a latent [B, 128, T] of waves [B, 1, N] with phones [B, T]: of the spectra, and of the phones."""
+        frames = latent.transpose(1, 2)
+        told = self.hidden(frames).split(self.sizes, -1)
         parts = zip(self.weights, told, self.targets(wave), strict=True)
-        return sum((weight * F.l1_loss(said, true) for weight, said, true in parts), latent.new_zeros(()))
+        spectra = sum((weight * F.l1_loss(said, true) for weight, said, true in parts), latent.new_zeros(()))
+        content = F.cross_entropy(self.content(frames).flatten(0, 1), phones.flatten(), reduction="sum")
+        return spectra, content / (phones != UNKNOWN).sum().clamp(min=1)
 
 
 class SpectralLoss(nn.Module):
@@ -235,7 +264,7 @@ def embeddings(model: EncodecModel, speech: Speech, num_frames: int) -> Tensor:
     """About `num_frames` encoder outputs [N, D] of fresh speech."""
     found: list[Tensor] = []
     while sum(len(part) for part in found) < num_frames:
-        outputs = model.encoder(speech.batch(*SHAPES[1]))
+        outputs = model.encoder(speech.batch(*SHAPES[1])[0])
         found.append(outputs.transpose(1, 2).reshape(-1, outputs.shape[1]))
     return torch.cat(found)
 
@@ -275,24 +304,52 @@ def restart_dead_codes(model: EncodecModel, speech: Speech, usage: float) -> lis
 
 
 @torch.no_grad()
-def scale_latent(training: "Training", speech: Speech) -> None:
-    """Bring the latent to `LATENT_STD`; what follows it is scaled back."""
+def stretch_latent(training: "Training", speech: Speech) -> None:
+    """Make phones, and then phases, what the first codebook sees, and bring the latent to `LATENT_STD`.
+
+    The latent x becomes A x. A^T A = 1 + b W W^T + c V V^T, where x W tells phones and x V phases (least squares), so
+    near latents are alike as before, and alike in both. What reads the latent is turned back by the inverse of A.
+    """
     last: Any = training.codec.encoder.model[-1]
     first: Any = training.codec.decoder.model[0]
-    hidden: Any = training.targets.hidden[0]
-    scale = LATENT_STD / training.codec.encoder(speech.batch(40, 76)).std()
-    last.conv.conv.weight_g.mul_(scale)
-    last.conv.conv.bias.mul_(scale)
-    first.conv.conv.weight_g.div_(scale)
-    hidden.weight.div_(scale)
+    latents, phases = [], []
+    for _ in range(100):
+        wave, _ = speech.batch(*SHAPES[1])
+        latents.append(training.codec.encoder(wave).transpose(1, 2).flatten(0, 1))
+        phases.append(training.targets.targets(wave)[-1].flatten(0, 1))
+    latent, phase = torch.cat(latents), torch.cat(phases)
+    covariance = torch.cov(latent.T)
+    tells_phones = training.targets.content.weight.T
+    tells_phones = tells_phones - tells_phones.mean(1, keepdim=True)
+    tells_phases = torch.linalg.lstsq(latent - latent.mean(0), phase - phase.mean(0)).solution
+    metric = torch.eye(len(covariance))
+    for share, tells in ((CONTENT_SHARE, tells_phones), (PHASE_SHARE, tells_phases)):
+        square = tells @ tells.T
+        metric += share * covariance.trace() / (square @ covariance).trace() * square
+    values, vectors = torch.linalg.eigh(metric)
+    stretch = (vectors * values.sqrt()) @ vectors.T
+    stretch *= LATENT_STD / (latent @ stretch).var(0).mean().sqrt()
+    back = torch.linalg.inv(stretch)
+    set_weight(last.conv.conv, torch.einsum("ij,jkl->ikl", stretch, last.conv.conv.weight))
+    last.conv.conv.bias.copy_(stretch @ last.conv.conv.bias)
+    set_weight(first.conv.conv, torch.einsum("ijk,jl->ilk", first.conv.conv.weight, back))
+    heads: list[Any] = [training.targets.hidden[0], training.targets.content]
+    for head in heads:
+        head.weight.copy_(head.weight @ back)
+
+
+def set_weight(convolution: Any, weight: Tensor) -> None:
+    """Give a weight-normed convolution another weight."""
+    convolution.weight_g.copy_(weight.flatten(1).norm(dim=1)[:, None, None])
+    convolution.weight_v.copy_(weight)
 
 
 class Training:
     """Everything that a phase trains, and what a resumed one needs beside the random draws."""
 
-    def __init__(self, phase: str, file: Path) -> None:
+    def __init__(self, phase: str, file: Path, num_phones: int) -> None:
         self.phase, self.file = phase, file
-        self.codec, self.targets, self.waves = build_encodec(Architecture()), FrameTargets(), SpectralLoss()
+        self.codec, self.targets, self.waves = build_encodec(Architecture()), FrameTargets(num_phones), SpectralLoss()
         self.step, self.minutes = 0, 0.0
         last: Any = self.codec.decoder.model[-1]
         gain = [last.conv.conv.weight_g, last.conv.conv.bias]
@@ -323,32 +380,36 @@ class Training:
         found: str = stored["phase"]
         return found
 
-    def loss(self, wave: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and penalty of a batch [B, 1, N]."""
+    def loss(self, wave: Tensor, phones: Tensor) -> dict[str, Tensor]:
+        """Losses of a batch of waves [B, 1, N] with phones [B, T]; their sum is minimised."""
         codec = self.codec
         if self.phase == "decoder":
             with torch.no_grad():
                 latent = codec.quantizer(codec.encoder(wave), codec.frame_rate, codec.bandwidth).quantized
-            return self.waves(codec.decoder(latent), wave), latent.new_zeros(())
+            return {"waves": self.waves(codec.decoder(latent), wave)}
         latent = codec.encoder(wave)
         penalty = 0.003 * latent.square().mean()
+        alone = False
         if self.phase == "codes":
             bandwidth = BANDWIDTHS[int(torch.randint(len(BANDWIDTHS), ()))]
             result = codec.quantizer(latent, codec.frame_rate, bandwidth)
-            latent, penalty = result.quantized, result.penalty
-        return self.targets(latent, wave), penalty
+            latent, penalty, alone = result.quantized, result.penalty, bandwidth < max(BANDWIDTHS)
+        spectra, content = self.targets(latent, wave, phones)
+        content = content * (FIRST_CONTENT_WEIGHT if alone else CONTENT_WEIGHT)
+        name = "first_" if alone else ""
+        return {f"{name}spectra": spectra, f"{name}content": content, "penalty": penalty}
 
-    def take_step(self, wave: Tensor, rate: float) -> tuple[float, float]:
-        """One step; returns loss and penalty."""
+    def take_step(self, wave: Tensor, phones: Tensor, rate: float) -> dict[str, float]:
+        """One step; returns the losses."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["share"] * rate
-        loss, penalty = self.loss(wave)
+        losses = self.loss(wave, phones)
         self.optimizer.zero_grad()
-        (loss + penalty).backward()
+        torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_([one for group in self.optimizer.param_groups for one in group["params"]], 1.0)
         self.optimizer.step()
         self.step += 1
-        return loss.item(), penalty.item()
+        return {name: value.item() for name, value in losses.items()}
 
 
 def train(training: Training, speech: Speech, minutes: float, out: Path) -> None:
@@ -361,7 +422,8 @@ def train(training: Training, speech: Speech, minutes: float, out: Path) -> None
         out: Folder of the exported model.
     """
     phase = PHASES[training.phase]
-    began, saved, running = time.monotonic() - 60 * training.minutes, time.monotonic(), 0.0
+    began, saved = time.monotonic() - 60 * training.minutes, time.monotonic()
+    running: dict[str, float] = {}
     usage = NUM_FRAMES / training.codec.quantizer.bins
     training.codec.train()
     if training.phase == "decoder":
@@ -370,11 +432,13 @@ def train(training: Training, speech: Speech, minutes: float, out: Path) -> None
         if training.phase == "codes" and training.step % RESTART_EVERY == RESTART_EVERY - 1:
             print(f"restarted {restart_dead_codes(training.codec, speech, usage)}", flush=True)
         rate = min(1.0, (training.step + 1) / 100) * (phase.rate[0] + (phase.rate[1] - phase.rate[0]) * progress)
-        loss, penalty = training.take_step(speech.batch(*SHAPES[training.step % 2]), rate)
+        losses = training.take_step(*speech.batch(*SHAPES[training.step % 2]), rate)
         training.minutes = (time.monotonic() - began) / 60
-        running += (loss - running) / min(training.step, 100)
+        for name, value in losses.items():
+            running[name] = running.get(name, value) + (value - running.get(name, value)) / min(training.step, 100)
         if training.step % 100 == 0:
-            print(f"step {training.step} minute {training.minutes:.1f} {running:.3f} {penalty:.3f}", flush=True)
+            said = " ".join(f"{name} {value:.3f}" for name, value in running.items())
+            print(f"step {training.step} minute {training.minutes:.1f} {said}", flush=True)
         if time.monotonic() - saved > 2 * 60 or training.minutes >= minutes:
             saved = time.monotonic()
             training.save()
@@ -396,20 +460,23 @@ def main() -> None:
     parser.add_argument("--real-speech", type=Path, help="folder of FLAC files to mix in")
     parser.add_argument("--out", type=Path, default=Path("demo/models/encodec"))
     parser.add_argument("--state", type=Path, default=Path("encodec-training.pt"), help="to go on from")
+    parser.add_argument("--codec", type=Path, help="folder of weights to start from where there is no state")
     parser.add_argument("--minutes", type=float, help="length of the phase")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
-    synthetic = [clip.samples for clip in load_material(arguments.material)]
+    synthetic = load_material(arguments.material)
     real = load_real_speech(arguments.real_speech) if arguments.real_speech else []
     speech = Speech(synthetic, real, np.random.default_rng(arguments.seed))
-    training = Training(arguments.phase, arguments.state)
+    training = Training(arguments.phase, arguments.state, speech.num_phones)
     before = training.load() if training.file.exists() else None
-    if before is None:
-        level_layers(training.codec, speech.batch(*SHAPES[1]))
+    if before is None and arguments.codec:
+        training.codec.load_state_dict(load_codec(str(arguments.codec))._model.state_dict())
+    elif before is None:
+        level_layers(training.codec, speech.batch(*SHAPES[1])[0])
     if (arguments.phase, before) == ("codes", "encoder"):
-        scale_latent(training, speech)
+        stretch_latent(training, speech)
         start_codebooks(training.codec, speech, NUM_FRAMES / training.codec.quantizer.bins)
     if (arguments.phase, before) == ("decoder", "codes"):
         round_weights(training.codec)

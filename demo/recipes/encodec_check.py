@@ -2,13 +2,14 @@
 
     python -m demo.recipes.encodec_check data --asr demo/models/whisper
 
-prints one JSON object: word error rate, DNSMOS P.808 and speaker similarity before and after, spectral distance, and
-how many entries of each codebook occur. Without `--asr` there is no word error rate.
+prints one JSON object: word error rate, DNSMOS P.808 and speaker similarity before and after, spectral distance, how
+many entries of each codebook occur, and how well each tells phones apart. Without `--asr` there is no word error rate.
 """
 
 import argparse
 import json
 import re
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ import whisperx
 from speechmos import dnsmos
 from torch import Tensor
 
+from demo.corpus import make_voice
+from demo.espeak import speak
 from demo.recipes.encodec import SpectralLoss
+from demo.recipes.material import timed_phones
 from valle2.codec import Codec, load_codec
 from valle2.evaluation.metrics import load_speaker_encoder, similarity
 
@@ -38,6 +42,8 @@ class HeldOut:
 
     wave: Tensor
     text: str
+    phones: list[tuple[str, float]]
+    """And when each starts, s; pauses have an empty name."""
 
 
 def plain_words(text: str) -> str:
@@ -54,8 +60,42 @@ def held_out(corpus: Path, sample_rate: int) -> list[HeldOut]:
         if row["recording"].startswith("unseen-"):
             samples, rate = soundfile.read(root / "audio" / row["recording"], dtype="float32")
             wave = torchaudio.functional.resample(torch.from_numpy(samples), rate, sample_rate)
-            found.append(HeldOut(wave, plain_words(" ".join(segment["text"] for segment in row["segments"]))))
+            voice = make_voice(int(row["recording"].split("/")[0].removeprefix("unseen-")))
+            phones = [
+                (name, segment["start"] + start)
+                for segment in row["segments"]
+                for name, start in [
+                    *timed_phones(speak(segment["text"], voice)),
+                    ("", segment["end"] - segment["start"]),
+                ]
+            ]
+            found.append(HeldOut(wave, plain_words(" ".join(segment["text"] for segment in row["segments"])), phones))
     return found
+
+
+def phone_accuracy(books: list[Tensor], phones: list[np.ndarray]) -> float:
+    """Share of frames whose phone is the one that their code mostly stands for in the other recordings.
+
+    Args:
+        books: One codebook's codes [T] of each recording.
+        phones: The phone at the middle of each frame.
+    """
+    right = []
+    for left_out, (codes, spoken) in enumerate(zip(books, phones, strict=True)):
+        counts: dict[int, Counter[str]] = defaultdict(Counter)
+        for other, (their_codes, theirs) in enumerate(zip(books, phones, strict=True)):
+            if other != left_out:
+                for code, phone in zip(their_codes.tolist(), theirs, strict=True):
+                    counts[code][phone] += 1
+        means = {code: count.most_common(1)[0][0] for code, count in counts.items()}
+        right += [means.get(code) == phone for code, phone in zip(codes.tolist(), spoken, strict=True)]
+    return sum(right) / len(right)
+
+
+def phone_at(recording: HeldOut, times: np.ndarray) -> np.ndarray:
+    """Names of the phones that sound at the given times [T], s."""
+    names = np.array(["", *(name for name, _ in recording.phones)])
+    return names[np.searchsorted([start for _, start in recording.phones], times, side="right")]
 
 
 def quality(wave: Tensor, sample_rate: int) -> float:
@@ -109,6 +149,8 @@ def score(codec: Codec, recordings: list[HeldOut], asr: Path | None) -> dict[str
     books = torch.cat([code[0] for code in codes], dim=1)
     shares = [torch.bincount(book, minlength=codec.codebook_size) / books.shape[1] for book in books]
     pairs = zip(after, before, strict=True)
+    middles = [(np.arange(code.shape[2]) + 0.5) / codec.frame_rate for code in codes]
+    phones = [phone_at(recording, times) for recording, times in zip(recordings, middles, strict=True)]
     scores: dict[str, Any] = {
         "codec": codec.digest,
         "seconds": round(sum(map(len, before)) / rate),
@@ -118,6 +160,9 @@ def score(codec: Codec, recordings: list[HeldOut], asr: Path | None) -> dict[str
         "sim_wins_before": round(speaker_wins(before, before, rate), 3),
         "sim_wins_after": round(speaker_wins(after, before, rate), 3),
         "entries_used": [int((share > 0).sum()) for share in shares],
+        "phone_accuracy": [
+            round(phone_accuracy([code[0, book] for code in codes], phones), 3) for book in range(codec.num_codebooks)
+        ],
         "entropy_bits": [round(float(-(share * (share + 1e-12).log2()).sum()), 2) for share in shares],
     }
     if asr:

@@ -19,7 +19,7 @@ import torchaudio
 
 from demo.corpus import SEED, make_voice
 from demo.espeak import SAMPLE_RATE as ESPEAK_RATE
-from demo.espeak import speak
+from demo.espeak import Spoken, speak
 from demo.grammar import sentence
 
 SAMPLE_RATE = 24_000
@@ -32,12 +32,14 @@ NUM_RESERVED_SENTENCES = 2500
 
 @dataclass(frozen=True)
 class Clip:
-    """One utterance; word times are in seconds from its start."""
+    """One utterance; all times are in seconds from its start."""
 
     samples: np.ndarray
     """int16, mono, at `SAMPLE_RATE`."""
     text: str
     words: list[tuple[str, float, float]]
+    phones: list[tuple[str, float]]
+    """In espeak-ng's notation, without stress and length, and when each starts; pauses have an empty name."""
     voice: int
 
 
@@ -57,6 +59,11 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     return wave.round().clamp(-32768, 32767).to(torch.int16).numpy()
 
 
+def timed_phones(spoken: Spoken) -> list[tuple[str, float]]:
+    """Phones without stress and length, and when each starts, s; pauses have an empty name."""
+    return [(phone.name.strip("',_:"), phone.start / ESPEAK_RATE) for phone in spoken.phones]
+
+
 def render(num_sentences: int, num_voices: int, seed: int = 1) -> list[Clip]:
     """Speak new sentences, voice after voice.
 
@@ -74,9 +81,9 @@ def render(num_sentences: int, num_voices: int, seed: int = 1) -> list[Clip]:
             continue
         said.add(text)
         voice = FIRST_VOICE + len(clips) % num_voices
-        samples, words = speak(text, make_voice(voice))
-        times = [(word.text, word.start / ESPEAK_RATE, word.end / ESPEAK_RATE) for word in words]
-        clips.append(Clip(resample(samples, ESPEAK_RATE), text, times, voice))
+        spoken = speak(text, make_voice(voice))
+        words = [(word.text, word.start / ESPEAK_RATE, word.end / ESPEAK_RATE) for word in spoken.words]
+        clips.append(Clip(resample(spoken.samples, ESPEAK_RATE), text, words, timed_phones(spoken), voice))
     return clips
 
 
@@ -92,7 +99,7 @@ def load_material(folder: Path, num_sentences: int = 3000, num_voices: int = 300
     path = folder / f"material-{num_sentences}x{num_voices}-{seed}.npz"
     if not path.exists():
         clips = render(num_sentences, num_voices, seed)
-        about = json.dumps([{"text": clip.text, "words": clip.words, "voice": clip.voice} for clip in clips])
+        about = json.dumps([vars(clip) | {"samples": None} for clip in clips])
         folder.mkdir(parents=True, exist_ok=True)
         building = path.with_suffix(".tmp.npz")
         ends = np.cumsum([len(clip.samples) for clip in clips])
@@ -103,7 +110,13 @@ def load_material(folder: Path, num_sentences: int = 3000, num_voices: int = 300
         waves = np.split(stored["samples"], stored["ends"][:-1])
         about_rows = json.loads(str(stored["about"]))
     return [
-        Clip(wave, row["text"], [(word, start, end) for word, start, end in row["words"]], row["voice"])
+        Clip(
+            wave,
+            row["text"],
+            [(word, start, end) for word, start, end in row["words"]],
+            [(phone, start) for phone, start in row["phones"]],
+            row["voice"],
+        )
         for wave, row in zip(waves, about_rows, strict=True)
     ]
 
