@@ -105,7 +105,7 @@ class Spoken:
     Attributes:
         samples: int16, mono, at `SAMPLE_RATE`; leading and trailing digital silence is cut.
         words: With their times, as espeak-ng's own events give them.
-        phones: Likewise; pauses have an empty name.
+        phones: Likewise; a pause's name begins with `_`.
     """
 
     samples: np.ndarray

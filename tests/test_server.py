@@ -71,15 +71,15 @@ class Server:
         """Ask the server, as its pages do, and again while its database is busy, as Prefect's own client does."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.api + path, data, {"Content-Type": "application/json"})
-        for busy in (True, True, True, True, False):
+        end = time.monotonic() + 10
+        while True:
             try:
                 with urllib.request.urlopen(request, timeout=120) as answer:
                     return json.load(answer)
             except urllib.error.HTTPError as error:
-                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or not busy:
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > end:
                     raise
                 time.sleep(2)
-        raise AssertionError("unreachable")
 
     def start(self, deployment: str, **parameters: str) -> dict[str, Any]:
         """Start a deployment."""

@@ -11,7 +11,7 @@ does not understand it yet. Here the encoder learns first, and alone.
    hold the pitch) and the complex spectrum below 1.1 kHz, which says where in a period of the voice the frame begins.
    Without that last part a decoder cannot continue a period from frame to frame: the voice hums at the frame rate. A
    linear layer has to tell the phone, as espeak-ng itself reports it.
-2. `codes`: the latent is stretched along what tells phones apart, so that the first codebook says what is spoken: an
+2. `codes`: the latent is stretched along what tells phones, and phases, so that the first codebook says what is spoken: an
    autoregressive model reads and writes nothing else (a distillation after Zhang et al., SpeechTokenizer, 2023, section
    3.2, with phones for teacher). Then every codebook starts as k-means on the residuals that the ones before it leave,
    and encoder and codebooks are tuned together with the same targets; some steps see the first codebook alone, as in

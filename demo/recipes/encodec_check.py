@@ -64,10 +64,7 @@ def held_out(corpus: Path, sample_rate: int) -> list[HeldOut]:
             phones = [
                 (name, segment["start"] + start)
                 for segment in row["segments"]
-                for name, start in [
-                    *timed_phones(speak(segment["text"], voice)),
-                    ("", segment["end"] - segment["start"]),
-                ]
+                for name, start in timed_phones(speak(segment["text"], voice))
             ]
             found.append(HeldOut(wave, plain_words(" ".join(segment["text"] for segment in row["segments"])), phones))
     return found
