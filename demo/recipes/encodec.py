@@ -11,12 +11,12 @@ does not understand it yet. Here the encoder learns first, and alone.
    hold the pitch) and the complex spectrum below 1.1 kHz, which says where in a period of the voice the frame begins.
    Without that last part a decoder cannot continue a period from frame to frame: the voice hums at the frame rate. A
    linear layer has to tell the phone, as espeak-ng itself reports it.
-2. `codes`: the latent is stretched along what tells phones, and phases, so that the first codebook says what is spoken:
-   an autoregressive model reads and writes nothing else (a distillation after Zhang et al., SpeechTokenizer, 2023,
-   section 3.2, with phones for teacher). Then every codebook starts as k-means on the residuals that the ones before it
-   leave, and encoder and codebooks are tuned together with the same targets; some steps see the first codebook alone, as
-   in EnCodec's training (Defossez et al., 2022, section 3.2), so that it carries most. (With the quantizer on from the
-   start, small batches collapse all codes.)
+2. `codes`: the latent is stretched along what tells phones, and phases, so that the first codebook says what is
+   spoken: an autoregressive model reads and writes nothing else (a distillation after Zhang et al., SpeechTokenizer,
+   2023, section 3.2, with phones for teacher). Then every codebook starts as k-means on the residuals that the ones
+   before it leave, and encoder and codebooks are tuned together with the same targets; some steps see the first
+   codebook alone, as in EnCodec's training (Defossez et al., 2022, section 3.2), so that it carries most. (With the
+   quantizer on from the start, small batches collapse all codes.)
 3. `decoder`: encoder and codebooks stay as they are, and so do the codes; the decoder learns the waveform.
 
 There is no discriminator. A phase goes on from the state file, where the phase before it or an interrupted run of its
