@@ -79,7 +79,9 @@ def test_group_follows_the_exact_distribution(count_self: bool) -> None:
         exact[first] = share * torch.tensor(second, dtype=torch.double)
     rows = 200_000
     uniforms = torch.rand(rows, 2, 2, generator=generator)
-    made, _ = sample_group(logits.expand(rows, 2, 20), torch.tensor([history]).expand(rows, 10), uniforms, settings, EOS)
+    made, _ = sample_group(
+        logits.expand(rows, 2, 20), torch.tensor([history]).expand(rows, 10), uniforms, settings, EOS
+    )
     counts = torch.bincount(made[:, 0] * 20 + made[:, 1], minlength=400)
     expected = exact.flatten() * rows
     assert not counts[expected == 0].any()

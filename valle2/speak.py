@@ -73,6 +73,9 @@ def synthesize(
         float | None, typer.Option(help="s of speech after which a sentence is cut off; by default the model's own")
     ] = None,
     device: Annotated[str, typer.Option(help="torch device")] = "cpu",
+    weights: Annotated[
+        Literal["float32", "bfloat16", "int8"], typer.Option(help="precision that the model runs with")
+    ] = "float32",
 ) -> None:
     """Say a text in the voice of a prompt.
 
@@ -95,7 +98,7 @@ def synthesize(
             raise ConfigError("no voice: give --prompt, a few seconds of audio")
         lines = [Line("speech", text, prompt, prompt_text, seed)]
     found = resolve(model)
-    synthesizer = Synthesizer.from_path(found.bundle, device)
+    synthesizer = Synthesizer.from_path(found.bundle, device, weights)
     changes = {name: value for name, value in (("top_p", top_p), ("max_seconds", max_seconds)) if value is not None}
     options = Options(SamplingConfig.model_validate(synthesizer.sampling.model_dump() | changes), best_of, choice)
     if listed:

@@ -21,6 +21,7 @@ from valle2.decoding import FinishReason, cut, decode_groups, generate_codes, pa
 from valle2.errors import ModelError
 from valle2.model.ar import ARModel
 from valle2.model.grouping import clip_start
+from valle2.model.inference import Weights, prepare
 from valle2.model.layers import TransformerShape
 from valle2.model.nar import NARModel
 from valle2.model_folder import read_facts
@@ -108,7 +109,9 @@ class Synthesizer:
         return self.codec.sample_rate
 
     @classmethod
-    def from_registry(cls, name: str = "valle2@champion", device: str = "cpu") -> "Synthesizer":
+    def from_registry(
+        cls, name: str = "valle2@champion", device: str = "cpu", weights: Weights = "float32"
+    ) -> "Synthesizer":
         """Load a registered model: `valle2@champion` or `valle2/3`; a folder will do, too.
 
         Raises:
@@ -116,11 +119,16 @@ class Synthesizer:
         """
         from valle2.registry import resolve
 
-        return cls.from_path(resolve(name).bundle, device)
+        return cls.from_path(resolve(name).bundle, device, weights)
 
     @classmethod
-    def from_path(cls, folder: Path, device: str = "cpu") -> "Synthesizer":
+    def from_path(cls, folder: Path, device: str = "cpu", weights: Weights = "float32") -> "Synthesizer":
         """Load a voice model folder.
+
+        Args:
+            folder: As `valle2 evaluate` makes it, or the registry holds it.
+            device: torch device.
+            weights: Precision that AR and NAR run with; docs/synthesis.md says what it costs and brings.
 
         Raises:
             ModelError: It is no such folder, or its parts do not belong together.
@@ -130,16 +138,16 @@ class Synthesizer:
         ar = ARModel(TransformerShape(**facts["ar"]), facts["vocab_size"], facts["group_size"], codebook_size)
         nar = NARModel(TransformerShape(**facts["nar"]), facts["vocab_size"], facts["num_codebooks"], codebook_size)
         for name, model in (("ar", ar), ("nar", nar)):
-            weights = folder / f"{name}.safetensors"
-            if not weights.is_file():
-                raise ModelError(f"voice model {folder} lacks {weights.name}; fetch it again")
+            file = folder / f"{name}.safetensors"
+            if not file.is_file():
+                raise ModelError(f"voice model {folder} lacks {file.name}; fetch it again")
             try:
-                model.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+                model.load_state_dict({key: value.float() for key, value in load_file(file).items()})
             except RuntimeError as error:
-                raise ModelError(f"{weights} does not fit model.json: {' '.join(str(error).split())[:300]}") from error
+                raise ModelError(f"{file} does not fit model.json: {' '.join(str(error).split())[:300]}") from error
             bad = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
             if bad:
-                raise ModelError(f"{weights} has numbers that are not finite, in {bad[0]}; fetch or train it again")
+                raise ModelError(f"{file} has numbers that are not finite, in {bad[0]}; fetch or train it again")
         own = folder / "codec"
         codec = load_codec(str(own) if own.is_dir() else facts["codec"]["name"], device)
         if codec.digest != facts["codec"]["digest"]:
@@ -148,7 +156,9 @@ class Synthesizer:
                 f"{facts['codec']['name']} is {codec.digest[:12]} here; use the model with the codec of its own"
             )
         sampling = SamplingConfig.model_validate(facts["sampling"])
-        return cls(ar.to(device), nar.to(device), Bpe.load(folder / "bpe.json"), codec, sampling)
+        for model in (ar, nar):
+            prepare(model.to(device).eval(), weights)
+        return cls(ar, nar, Bpe.load(folder / "bpe.json"), codec, sampling)
 
     def synthesize(
         self,
