@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from valle2.errors import ConfigError, ModelError
 from valle2.evaluation.best_of import Reading, choose
 from valle2.speak import check_text, read_list
 
+ROOT = Path(__file__).resolve().parents[1]
 SAID = "Anna sees seven red boats."
 
 
@@ -113,6 +115,14 @@ def test_a_list_with_a_mistake_names_it(tmp_path: Path, line: str, message: str)
     (tmp_path / "texts.jsonl").write_text(line)
     with pytest.raises((ConfigError, ModelError), match=message):
         read_list(tmp_path / "texts.jsonl", None if "no prompt" in message else tmp_path / "a.wav", "", 0)
+
+
+def test_the_documented_python_runs(prompt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "synthesis.md").read_text(), re.S)
+    shutil.copyfile(prompt, tmp_path / "prompt.wav")
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("valle2@champion", str(ROOT / "demo" / "champion")), {})
+    assert soundfile.info("out.wav").frames == soundfile.info("stream.wav").frames > 0
 
 
 def test_texts_are_neither_empty_nor_endless() -> None:
