@@ -165,7 +165,7 @@ def _score(
         others = [prompts[name] for _, name in sorted(firsts.items())]
         entry: dict[str, Any] = {
             "id": case.id, "speaker": case.speaker, "text": case.text,
-            "prompt_id": case.prompt.cut_id, "prompt_text": case.prompt.text, "rows": {},
+            "prompt_ids": list(case.prompt.cut_ids), "prompt_text": case.prompt.text, "rows": {},
         }  # fmt: skip
         for row in ROWS:
             done = work / "scores" / row / f"{case.id}.json"
