@@ -155,7 +155,7 @@ def register(space: Workspace, stages: dict[str, str], verdict: Verdict) -> tupl
 
 
 def _assemble(space: Workspace, bundle: Path) -> None:
-    from valle2.synthesis import write_bundle
+    from valle2.model_folder import write_bundle
 
     shutil.rmtree(bundle, ignore_errors=True)
     config = space.config

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook(["valle2.model", "valle2.synthesis", "valle2.codec"], "beartype.beartype")
+install_import_hook(["valle2.model", "valle2.synthesis", "valle2.decoding", "valle2.codec"], "beartype.beartype")
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")

@@ -1,5 +1,6 @@
 """Every command in the documentation is one that exists, with the options that it shows."""
 
+import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
@@ -55,3 +56,15 @@ def test_documented_command_exists(page: str, line: str) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_the_fidelity_page_names_code_and_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "fidelity.md").read_text()
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 25
+    assert not [name for name in sorted(named) if f"def {name}(" not in tests]
+    for name in sorted(set(re.findall(r"`(valle2(?:\.\w+)+)`", page))):
+        module, _, attribute = name.rpartition(".")
+        found = importlib.util.find_spec(name) if (ROOT / f"{name.replace('.', '/')}.py").is_file() else None
+        assert found or hasattr(importlib.import_module(module), attribute), name

@@ -14,7 +14,7 @@ from valle2.config.evaluate import EvaluateConfig
 from valle2.config.promote import GateConfig
 from valle2.errors import EvaluationError
 from valle2.evaluation import evaluate as stage
-from valle2.evaluation.cases import choose_cases, cut_prompt
+from valle2.evaluation.cases import choose_cases, choose_prompt, cut_prompt
 from valle2.evaluation.figures import Series, curves
 from valle2.evaluation.gate import judge
 from valle2.evaluation.metrics import corpus_wer, ending, interval, similarity, sound_seconds, word_errors
@@ -102,6 +102,14 @@ def test_a_prompt_ends_with_a_word_and_says_just_that():
     assert cut_prompt(cut, 3.0, "en") == ("the red", pytest.approx(1.82))
     assert cut_prompt(cut, 4.0, "en") == ("the red boat", 4)
     assert cut_prompt(cut, 0.5, "en") == ("", 0.0)
+
+
+def test_short_utterances_follow_one_another_as_a_prompt():
+    cuts = [MonoCut(str(seconds), 0, seconds, 0) for seconds in (2.0, 5.0, 3.0, 1.0)]
+    assert [cut.id for cut in choose_prompt(cuts, 4.0)] == ["5.0"]
+    assert [cut.id for cut in choose_prompt(cuts, 6.0)] == ["2.0", "3.0", "1.0"]
+    assert [cut.id for cut in choose_prompt(cuts, 7.0)] == ["2.0", "5.0"]
+    assert choose_prompt([], 7.0) == []
 
 
 def test_curves_are_drawn_and_none_is_no_picture():
@@ -213,7 +221,9 @@ def test_cases_are_spread_over_speakers_and_prompts_are_other_utterances(evaluat
     settings = EvaluateConfig(num_cases=3, prompt_seconds=1.0)
     cases = choose_cases(output("tokenize"), settings, "en")
     assert [case.speaker for case in cases] == ["dee", "eve", "dee"]
-    assert all(case.prompt.cut_id != case.id and case.prompt.cut_id.startswith(case.speaker) for case in cases)
+    for case in cases:
+        assert case.id not in case.prompt.cut_ids
+        assert all(name.startswith(case.speaker) for name in case.prompt.cut_ids)
     assert all(len(case.prompt.wave) <= 24_000 for case in cases)
 
 

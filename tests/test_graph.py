@@ -21,13 +21,16 @@ HARMLESS = {"valle2.errors", "valle2.progress", "valle2.tracking", "valle2.types
 
 @pytest.fixture(scope="module")
 def imports() -> grimp.ImportGraph:
-    return grimp.build_graph("valle2", cache_dir=None)
+    graph = grimp.build_graph("valle2", cache_dir=None)
+    for module in HARMLESS:
+        graph.remove_module(module)
+    return graph
 
 
 @pytest.mark.parametrize("stage", ENTRY)
 def test_a_stage_depends_on_all_the_code_that_it_imports(stage: str, imports: grimp.ImportGraph) -> None:
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
-    modules = {ENTRY[stage], *imports.find_upstream_modules(ENTRY[stage])} - HARMLESS
+    modules = {ENTRY[stage], *imports.find_upstream_modules(ENTRY[stage])}
     files = [file for module in modules if (file := ROOT / f"{module.replace('.', '/')}.py").exists()]
     paths = [file.relative_to(ROOT).as_posix() for file in files]
     missing = [path for path in paths if not any(path == dep or path.startswith(f"{dep}/") for dep in deps)]

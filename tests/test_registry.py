@@ -12,9 +12,9 @@ from valle2.config.promote import GateConfig
 from valle2.config.sampling import SamplingConfig
 from valle2.errors import LineageError, ModelError
 from valle2.evaluation.gate import judge
+from valle2.model_folder import write_bundle
 from valle2.registry import bundle_sha256, promote, register, reject, resolve, versions
 from valle2.stage import output
-from valle2.synthesis import write_bundle
 from valle2.tracking import connect, tracking_uri, training_run
 from valle2.trust.lineage import ModelRecord
 from valle2.trust.signing import Keys

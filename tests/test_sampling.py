@@ -2,6 +2,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from scipy.stats import chisquare
 
 from valle2.model.sampling import Sampling, draw, nucleus, repeats_too_often, sample_group
 
@@ -62,6 +63,46 @@ def test_equals_the_literal_algorithm(top_p: float, count_self: bool) -> None:
         expected = literal_group(logits, history, uniforms[0], settings)
         made, _ = sample_group(logits[None], torch.tensor([history]), uniforms, settings, EOS)
         assert made[0].tolist() == expected, trial
+
+
+@pytest.mark.parametrize("count_self", [True, False])
+def test_group_follows_the_exact_distribution(count_self: bool) -> None:
+    """Both slots of a group against the probabilities that Algorithm 1 implies, by a chi-squared test."""
+    generator = torch.Generator().manual_seed(11)
+    settings = Sampling(0.7, 1.3, 10, 0.1, count_self)
+    logits = torch.randn(2, 20, generator=generator) * 1.5
+    logits[:, EOS] += 1.0
+    history = torch.randint(0, 20, (10,), generator=generator).tolist()
+    exact = torch.zeros(20, 20, dtype=torch.double)
+    for first, share in enumerate(literal_distribution(logits[0], history, settings)):
+        second = literal_distribution(logits[1], [*history[1:], first], settings)
+        exact[first] = share * torch.tensor(second, dtype=torch.double)
+    rows = 200_000
+    uniforms = torch.rand(rows, 2, 2, generator=generator)
+    made, _ = sample_group(
+        logits.expand(rows, 2, 20), torch.tensor([history]).expand(rows, 10), uniforms, settings, EOS
+    )
+    counts = torch.bincount(made[:, 0] * 20 + made[:, 1], minlength=400)
+    expected = exact.flatten() * rows
+    assert not counts[expected == 0].any()
+    usual = expected >= 10
+    observed = torch.cat([counts[usual], counts[~usual].sum()[None]]).numpy()
+    wanted = torch.cat([expected[usual], expected[~usual].sum()[None]]).numpy()
+    assert usual.sum() > 40
+    assert chisquare(observed, wanted).pvalue > 0.01
+
+
+def literal_distribution(logits: torch.Tensor, history: list[int], s: Sampling) -> list[float]:
+    """Probability of each code: drawn from the nucleus and kept, or drawn again from all."""
+    p = (logits.double() / s.temperature).softmax(-1).tolist()
+    first = literal_nucleus(p, s.top_p)
+    again = [
+        code != EOS and (history[-s.ras_window :].count(code) + int(s.count_self)) / s.ras_window > s.ras_threshold
+        for code in range(len(p))
+    ]
+    drawn_again = sum(share for share, repeated in zip(first, again, strict=True) if repeated)
+    return [(0.0 if repeated else share) + drawn_again * whole
+            for share, repeated, whole in zip(first, again, p, strict=True)]  # fmt: skip
 
 
 def test_top_p_zero_is_greedy() -> None:

@@ -1,24 +1,27 @@
 """Speaking with tiny random models and a tiny real EnCodec."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.test_sampling import literal_group
 from valle2.codec import Architecture, build_encodec, load_codec, save_encodec
 from valle2.config.sampling import SamplingConfig
+from valle2.decoding import generate_codes
 from valle2.errors import ModelError
 from valle2.model.ar import ARModel
 from valle2.model.layers import TransformerShape
 from valle2.model.nar import NARModel
 from valle2.model.sampling import Sampling
+from valle2.model_folder import write_bundle
 from valle2.stage import write_json
-from valle2.synthesis import Request, Synthesizer, generate_codes, write_bundle
+from valle2.synthesis import CODEC_CONTEXT_SECONDS, PAUSE_SECONDS, Request, Synthesizer
 from valle2.text import train_bpe
 
 SHAPE = TransformerShape(num_layers=2, dim=32, num_heads=4, ffn_dim=64, dropout=0.1, max_text_tokens=40, max_frames=120)
@@ -69,6 +72,10 @@ def requests() -> list[Request]:
     ]
 
 
+def with_cap(voice: Synthesizer, seconds: float) -> Synthesizer:
+    return Synthesizer(voice.ar, voice.nar, voice.bpe, voice.codec, SamplingConfig(max_seconds=seconds))
+
+
 def test_bundle_holds_all_that_is_needed(bundle: Path) -> None:
     files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     assert files == {"model.json", "ar.safetensors", "nar.safetensors", "bpe.json", "codec/config.json",
@@ -100,6 +107,84 @@ def test_the_seed_decides(synthesizer: Synthesizer) -> None:
     first, again, other = synthesizer.synthesize_batch([one, one, replace(one, seed=99)])
     assert torch.equal(first.codes, again.codes)
     assert not torch.equal(first.codes, other.codes)
+
+
+def test_a_streams_first_codebook_is_the_offline_one(synthesizer: Synthesizer) -> None:
+    for request in requests():
+        whole = synthesizer.synthesize_batch([request])[0]
+        chunks = list(synthesizer.stream(request, chunk_seconds=(0.04, 0.16)))
+        assert torch.equal(torch.cat([chunk.codes[0] for chunk in chunks]), whole.codes[0])
+        assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + [whole.finish_reason]
+        assert sum(len(chunk.waveform) for chunk in chunks) == len(whole.waveform)
+        sizes = [chunk.codes.shape[1] for chunk in chunks]
+        assert sizes[:-1] == [3, 6, 12, 12, 12][: len(sizes) - 1]
+
+
+def test_a_stream_of_one_chunk_is_the_offline_speech(synthesizer: Synthesizer) -> None:
+    request = requests()[0]
+    whole = synthesizer.synthesize_batch([request])[0]
+    [chunk] = synthesizer.stream(request, chunk_seconds=(10.0, 10.0))
+    assert torch.equal(chunk.codes, whole.codes)
+    torch.testing.assert_close(chunk.waveform, whole.waveform, atol=1e-5, rtol=1e-4)
+
+
+def test_the_codec_hears_enough_of_what_came_before() -> None:
+    codec = load_codec("bundled")
+    codes = torch.randint(0, 1024, (8, 400), generator=torch.Generator().manual_seed(2))
+    whole = codec.decode(codes[None])[0]
+    for start in (160, 250, 340):
+        before = codes[:, start - round(CODEC_CONTEXT_SECONDS * RATE) : start]
+        part = codec.decode(torch.cat([before, codes[:, start:]], 1)[None])[0, before.shape[1] * 320 :]
+        error = (part - whole[start * 320 :]).square().mean() / whole[start * 320 :].square().mean()
+        assert error < 1e-4, "more than -40 dB at a chunk's seam"
+
+
+def test_a_long_text_is_split_into_sentences_and_joined_without_clicks(synthesizer: Synthesizer) -> None:
+    prompt = 0.5 * torch.sin(torch.arange(320 * 12) * 0.1)
+    request = Request("The red boat. A green bird, sings! The boat?", prompt, "a red boat", 3)
+    synthesizer = with_cap(synthesizer, 1.2)
+    assert synthesizer.split(request) == ["The red boat.", "A green bird, sings!", "The boat?"]
+    whole = synthesizer.synthesize_long(request)
+    alone = [
+        synthesizer.synthesize(text, prompt, "a red boat", seed=3 + i)
+        for i, text in enumerate(synthesizer.split(request))
+    ]
+    pause = round(PAUSE_SECONDS * 24000)
+    assert len(whole.waveform) == sum(len(part.waveform) for part in alone) + 2 * pause
+    assert torch.equal(whole.codes, torch.cat([part.codes for part in alone], 1))
+    end = len(alone[0].waveform)
+    assert not whole.waveform[end : end + pause].any()
+    seam = whole.waveform[end - 24 : end + pause + len(alone[1].waveform)]
+    assert seam[:24].abs().max() <= 0.11 * alone[0].waveform[-24:].abs().max() + 1e-6
+
+
+def test_a_sentence_too_long_for_the_model_is_split_at_commas_and_then_at_blanks(synthesizer: Synthesizer) -> None:
+    words = "the green bird sings the boat, " * 3 + "a red boat sings " * 8
+    request = Request(words, torch.rand(320 * 12) - 0.5, "a red boat sings", 0)
+    pieces = with_cap(synthesizer, 1.4).split(request)
+    assert " ".join(pieces).split() == words.split()
+    assert len(pieces) > 3 and all(len(piece.split()) > 1 for piece in pieces)
+    assert [piece for piece in pieces if piece.endswith("boat,")]
+
+
+def test_one_capped_sentence_makes_a_long_text_capped(synthesizer: Synthesizer) -> None:
+    request = Request("The red boat. The bird.", torch.rand(320 * 12) - 0.5, "a red boat sings", 0)
+    assert synthesizer.synthesize_long(request, SamplingConfig(max_seconds=0.03)).finish_reason == "cap"
+
+
+def test_progress_counts_the_frames_of_rows_that_go_on(synthesizer: Synthesizer) -> None:
+    counted: list[int] = []
+    spoken = synthesizer.synthesize_batch(requests(), on_frames=counted.append)
+    assert sum(counted) == 2 * sum(item.num_groups for item in spoken)
+
+
+def test_weights_that_are_not_finite_are_refused(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "model")
+    weights = load_file(bundle / "nar.safetensors")
+    weights["separators"][0, 0] = torch.nan
+    save_file(weights, tmp_path / "model" / "nar.safetensors")
+    with pytest.raises(ModelError, match=r"not finite, in separators"):
+        Synthesizer.from_path(tmp_path / "model")
 
 
 class Scripted(ARModel):

@@ -18,8 +18,8 @@ from valle2.config.params import Config, parse_config
 from valle2.config.sampling import SamplingConfig
 from valle2.config.train import TrainConfig
 from valle2.errors import TrainingError
+from valle2.model_folder import write_bundle
 from valle2.stage import write_json
-from valle2.synthesis import write_bundle
 from valle2.text import train_bpe
 from valle2.training import data
 from valle2.training.data import Corpus, collate, pack

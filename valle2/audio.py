@@ -34,6 +34,11 @@ def read_wave(source: Path | bytes, sample_rate: int) -> Float[np.ndarray, " n"]
     return change_rate(wave.mean(axis=1), rate, sample_rate)
 
 
+def audio_rate(path: Path) -> int:
+    """Sample rate in Hz of an audio file, as it is stored."""
+    return int(soundfile.info(path).samplerate)
+
+
 def change_rate(wave: Float[np.ndarray, " n"], rate: int, wanted: int) -> Float[np.ndarray, " m"]:
     """Resample a waveform from one rate in Hz to another."""
     if rate == wanted:

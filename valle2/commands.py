@@ -1,87 +1,21 @@
-"""What a user does with models: say something, see where a model comes from, list and promote versions."""
+"""What a user does with models: see where one comes from, list and promote versions. Speaking is `valle2.speak`'s."""
 
 import json
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from valle2.config.params import PARAMS, load_config
-from valle2.errors import LineageError, ModelError
+from valle2.errors import LineageError
+from valle2.speak import synthesize
 
 CHAMPION = "valle2@champion"
-
-Model = Annotated[str, typer.Option(help="valle2@champion, valle2/3, or a voice model folder")]
 
 
 def register_commands(app: typer.Typer) -> None:
     """Add the commands to the `valle2` application."""
     for command in (synthesize, lineage, models, promote, reject):
         app.command()(command)
-
-
-def synthesize(
-    text: Annotated[str, typer.Option(help="what to say")],
-    prompt: Annotated[Path, typer.Option(help="a few seconds of the voice: WAV, FLAC, OGG or MP3")],
-    prompt_text: Annotated[str, typer.Option(help="what the prompt says; recognised when left out")] = "",
-    model: Model = CHAMPION,
-    out: Annotated[Path, typer.Option("--out", "-o", help="WAV file to write")] = Path("speech.wav"),
-    seed: Annotated[int, typer.Option(help="other seeds give other readings")] = 0,
-    top_p: Annotated[float | None, typer.Option(help="nucleus share, 0 is greedy; by default the model's own")] = None,
-    device: Annotated[str, typer.Option(help="torch device")] = "cpu",
-) -> None:
-    """Say a text in the voice of a prompt."""
-    import torch
-
-    from valle2.audio import encode_wave, read_wave
-    from valle2.config.sampling import SamplingConfig
-    from valle2.registry import resolve
-    from valle2.synthesis import Synthesizer
-
-    if not text.strip():
-        raise ModelError("nothing to say: `--text` is empty")
-    if not prompt.is_file():
-        raise ModelError(f"no prompt at {prompt}; name a WAV, FLAC, OGG or MP3 file of a few seconds")
-    found = resolve(model)
-    synthesizer = Synthesizer.from_path(found.bundle, device)
-    wave = read_wave(prompt, synthesizer.sample_rate)
-    if not prompt_text:
-        prompt_text = _recognise(prompt)
-        print(f"prompt: {prompt_text!r} (recognised; correct it with --prompt-text)")
-    sampling = synthesizer.sampling
-    if top_p is not None:
-        sampling = SamplingConfig.model_validate(sampling.model_dump() | {"top_p": top_p})
-    start = time.monotonic()
-    spoken = synthesizer.synthesize(text, torch.from_numpy(wave), prompt_text, sampling, seed)
-    spent = time.monotonic() - start
-    seconds = len(spoken.waveform) / synthesizer.sample_rate
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(encode_wave(spoken.waveform.cpu().numpy(), synthesizer.sample_rate))
-    ended = (
-        "" if spoken.finish_reason == "eos" else ", stopped at the cap: it may have lost its way, try another --seed"
-    )
-    factor = spent / seconds if seconds else float("inf")
-    print(f"{out}: {seconds:.2f} s of speech by {found.name} in {spent:.2f} s (real-time factor {factor:.2f}){ended}")
-
-
-def _recognise(prompt: Path) -> str:
-    """What a prompt says, by the pipeline's own recogniser."""
-    from valle2.asr import ASR_RATE, load_asr
-    from valle2.audio import read_wave
-
-    config = load_config(PARAMS) if PARAMS.is_file() else None
-    settings = config.transcribe if config else None
-    asr = load_asr(
-        settings.model if settings else "bundled",
-        settings.compute_type if settings else "int8",
-        settings.language if settings else "en",
-        config.runtime.num_threads if config else 2,
-    )
-    text = asr.recognise(read_wave(prompt, ASR_RATE))
-    if not text:
-        raise ModelError(f"no words recognised in {prompt}; say with `--prompt-text` what it says")
-    return text
 
 
 def lineage(

@@ -55,9 +55,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     building = path.with_name(path.name + ".tmp")
-    building.write_text(text)
+    building.write_bytes(content)
     building.replace(path)
 
 

@@ -1,41 +1,45 @@
-"""From text and a prompt to speech: prefill, decode group by group, seven NAR passes, codec (VALL-E 2,
-arXiv:2406.05370, sections 3.3 and 3.4).
+"""From text and a prompt to speech: AR loop, NAR passes, codec (VALL-E 2, arXiv:2406.05370, sections 3.3 and 3.4).
 
-One path serves one utterance and many: every row has its own random numbers, so an utterance does not depend on the
-batch that it is in. The sampling itself is in `valle2.model.sampling`; the folder format is written here and nowhere
-else.
+One utterance, a batch, a stream and a long text go through the same parts; every row has its own random numbers, so an
+utterance does not depend on the batch that it is in. The AR loop is `valle2.decoding`'s, the folder that a model is
+loaded from `valle2.model_folder`'s; which of several readings is best is `valle2.evaluation.best_of`'s.
 """
 
-import json
-import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from valle2.bundled import bundled
 from valle2.codec import Codec, load_codec
 from valle2.config.sampling import SamplingConfig
+from valle2.decoding import FinishReason, cut, decode_groups, generate_codes, pad
 from valle2.errors import ModelError
 from valle2.model.ar import ARModel
 from valle2.model.grouping import clip_start
+from valle2.model.inference import Weights, prepare
 from valle2.model.layers import TransformerShape
 from valle2.model.nar import NARModel
-from valle2.model.sampling import Sampling, sample_group
-from valle2.stage import write_json
-from valle2.text import Bpe, normalise
+from valle2.model_folder import read_facts
+from valle2.text import Bpe, normalise, split_sentences
 from valle2.types import Seconds
 
-FORMAT = 1
-"""Version of the voice model folder."""
-
-FinishReason = Literal["eos", "cap"]
+CHUNK_SECONDS = (0.4, 3.2)
+"""Length of a stream's first chunk, and of its longest; each is twice the one before it."""
+LOOKAHEAD_SECONDS = 0.16
+"""What a chunk's NAR passes see of the codes behind it."""
+CODEC_CONTEXT_SECONDS = 2.0
+"""What the codec hears again before each chunk, for its state; the convolutions need 0.1 s, the LSTM forgets."""
+PAUSE_SECONDS = 0.25
+"""Between the sentences of a long text."""
+FADE_SECONDS = 0.01
+"""At either end of a sentence of a long text, so that none begins or ends with a click."""
+PACE_SLACK = 1.5
+"""How much slower than its prompt a text may be spoken when it is decided where a long text is split."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Synthesis:
 
     Attributes:
         waveform: Mono at the model's sample rate.
-        codes: RVQ codes of the waveform.
+        codes: RVQ codes of the waveform; of a long text those of its sentences, whose pauses have none.
         finish_reason: `eos`: the model ended it; `cap`: it was stopped at `max_seconds` or at the end of the position
             table.
         num_groups: AR steps taken, the one that ended it included.
@@ -73,6 +77,21 @@ class Synthesis:
     finish_reason: FinishReason
     num_groups: int
     seconds_per_stage: dict[str, Seconds] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a stream; joined, the pieces are the whole utterance.
+
+    Attributes:
+        waveform: Mono at the model's sample rate.
+        codes: RVQ codes of the waveform.
+        finish_reason: Why the utterance ended; None on all chunks but the last.
+    """
+
+    waveform: Float[Tensor, "n"]
+    codes: Int[Tensor, "k t"]
+    finish_reason: FinishReason | None
 
 
 class Synthesizer:
@@ -90,24 +109,45 @@ class Synthesizer:
         return self.codec.sample_rate
 
     @classmethod
-    def from_path(cls, folder: Path, device: str = "cpu") -> "Synthesizer":
+    def from_registry(
+        cls, name: str = "valle2@champion", device: str = "cpu", weights: Weights = "float32"
+    ) -> "Synthesizer":
+        """Load a registered model: `valle2@champion` or `valle2/3`; a folder will do, too.
+
+        Raises:
+            ModelError: There is no such model, or it is a champion without a valid promotion record.
+        """
+        from valle2.registry import resolve
+
+        return cls.from_path(resolve(name).bundle, device, weights)
+
+    @classmethod
+    def from_path(cls, folder: Path, device: str = "cpu", weights: Weights = "float32") -> "Synthesizer":
         """Load a voice model folder.
+
+        Args:
+            folder: As `valle2 evaluate` makes it, or the registry holds it.
+            device: torch device.
+            weights: Precision that AR and NAR run with; docs/synthesis.md says what it costs and brings.
 
         Raises:
             ModelError: It is no such folder, or its parts do not belong together.
         """
-        facts = _read_facts(folder)
+        facts = read_facts(folder)
         codebook_size = facts.get("codebook_size", 1024)
         ar = ARModel(TransformerShape(**facts["ar"]), facts["vocab_size"], facts["group_size"], codebook_size)
         nar = NARModel(TransformerShape(**facts["nar"]), facts["vocab_size"], facts["num_codebooks"], codebook_size)
         for name, model in (("ar", ar), ("nar", nar)):
-            weights = folder / f"{name}.safetensors"
-            if not weights.is_file():
-                raise ModelError(f"voice model {folder} lacks {weights.name}; fetch it again")
+            file = folder / f"{name}.safetensors"
+            if not file.is_file():
+                raise ModelError(f"voice model {folder} lacks {file.name}; fetch it again")
             try:
-                model.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+                model.load_state_dict({key: value.float() for key, value in load_file(file).items()})
             except RuntimeError as error:
-                raise ModelError(f"{weights} does not fit model.json: {' '.join(str(error).split())[:300]}") from error
+                raise ModelError(f"{file} does not fit model.json: {' '.join(str(error).split())[:300]}") from error
+            bad = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
+            if bad:
+                raise ModelError(f"{file} has numbers that are not finite, in {bad[0]}; fetch or train it again")
         own = folder / "codec"
         codec = load_codec(str(own) if own.is_dir() else facts["codec"]["name"], device)
         if codec.digest != facts["codec"]["digest"]:
@@ -116,7 +156,9 @@ class Synthesizer:
                 f"{facts['codec']['name']} is {codec.digest[:12]} here; use the model with the codec of its own"
             )
         sampling = SamplingConfig.model_validate(facts["sampling"])
-        return cls(ar.to(device), nar.to(device), Bpe.load(folder / "bpe.json"), codec, sampling)
+        for model in (ar, nar):
+            prepare(model.to(device).eval(), weights)
+        return cls(ar, nar, Bpe.load(folder / "bpe.json"), codec, sampling)
 
     def synthesize(
         self,
@@ -130,12 +172,18 @@ class Synthesizer:
         return self.synthesize_batch([Request(text, prompt, prompt_text, seed)], sampling)[0]
 
     @torch.inference_mode()
-    def synthesize_batch(self, requests: Sequence[Request], sampling: SamplingConfig | None = None) -> list[Synthesis]:
+    def synthesize_batch(
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingConfig | None = None,
+        on_frames: Callable[[int], None] | None = None,
+    ) -> list[Synthesis]:
         """Speak several utterances at once; each sounds as it would alone.
 
         Args:
             requests: What to say and how.
             sampling: Settings; by default those that the model was evaluated with.
+            on_frames: Called as the AR model goes on, with the frames that rows which have not ended were given.
 
         Raises:
             ModelError: A text or prompt is empty or too long for the model.
@@ -144,11 +192,13 @@ class Synthesizer:
             return []
         sampling = sampling or self.sampling
         times = [time.monotonic()]
-        text, text_lengths = _pad([self._tokens(request) for request in requests], self.device)
-        prompts = [self._prompt_codes(request) for request in requests]
+        text, text_lengths = pad([self._tokens(request) for request in requests], self.device)
+        prompts = [self._prompt_codes(request.prompt) for request in requests]
         times.append(time.monotonic())
         seeds = [request.seed for request in requests]
-        spoken = generate_codes(self.ar, text, text_lengths, prompts, seeds, sampling, float(self.codec.frame_rate))
+        spoken = generate_codes(
+            self.ar, text, text_lengths, prompts, seeds, sampling, float(self.codec.frame_rate), on_frames
+        )
         times.append(time.monotonic())
         codes = self._refine(text, text_lengths, prompts, [one for one, _, _ in spoken])
         times.append(time.monotonic())
@@ -161,24 +211,124 @@ class Synthesizer:
             for waveform, new, (_, reason, num_groups) in zip(waveforms, codes, spoken, strict=True)
         ]
 
+    def synthesize_long(
+        self,
+        request: Request,
+        sampling: SamplingConfig | None = None,
+        on_frames: Callable[[int], None] | None = None,
+    ) -> Synthesis:
+        """Say a text of any length: sentence by sentence, all in one batch, with pauses between them.
+
+        Args:
+            request: As for `synthesize_batch`; the sentences' seeds count up from its seed.
+            sampling: Settings; by default those that the model was evaluated with.
+            on_frames: As for `synthesize_batch`.
+
+        Returns:
+            The whole; it ended with `cap` if any sentence did.
+
+        Raises:
+            ModelError: The text or prompt is empty, or a single word is too long for the model.
+        """
+        sentences = self.split(request)
+        parts = self.synthesize_batch(
+            [replace(request, text=text, seed=request.seed + i) for i, text in enumerate(sentences)],
+            sampling, on_frames,
+        )  # fmt: skip
+        return join_spoken(parts, self.sample_rate)
+
+    def split(self, request: Request) -> list[str]:
+        """The sentences of a request's text, longer ones at their commas and blanks, that the model reads at once.
+
+        A piece is short enough in tokens, and in time: at two thirds of the prompt's pace it ends before the cap that
+        the model was evaluated with.
+        """
+        prompt_tokens, prompt_frames = self._num_tokens(request.prompt_text), self._num_frames(request.prompt)
+        cap = self.sampling.max_seconds * self.codec.frame_rate
+        cap = min(cap, self.ar.shape.max_frames - prompt_frames, self.nar.shape.max_frames - prompt_frames)
+        room = self._text_limit - prompt_tokens
+        if prompt_tokens:
+            room = min(room, int(cap * prompt_tokens / (PACE_SLACK * max(prompt_frames, 1))))
+
+        def fits(text: str) -> bool:
+            return self._num_tokens(text) <= max(room, 1)
+
+        pieces = [piece for piece in split_sentences(request.text, fits) if normalise(piece)]
+        return pieces or [request.text]
+
+    def expected_seconds(self, request: Request) -> Seconds:
+        """How long a text will take at its prompt's pace; a guess, for progress only."""
+        tokens = max(self._num_tokens(request.prompt_text), 1)
+        return self._num_tokens(request.text) / tokens * len(request.prompt) / self.sample_rate
+
+    def _num_tokens(self, text: str) -> int:
+        return len(self.bpe.encode(normalise(text)))
+
+    def _num_frames(self, prompt: Float[Tensor, "n"]) -> int:
+        return -(-len(prompt) // self.codec.hop_length)
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        request: Request,
+        sampling: SamplingConfig | None = None,
+        chunk_seconds: tuple[Seconds, Seconds] = CHUNK_SECONDS,
+    ) -> Iterator[Chunk]:
+        """Speak while still thinking: codebook 0 is what `synthesize` would give, chunk by chunk.
+
+        The NAR model sees each chunk behind the prompt and all chunks before it, and little of what follows, so
+        codebooks 1..7 are not quite those that it gives to a whole utterance (docs/synthesis.md says how much worse).
+
+        Args:
+            request: As for `synthesize_batch`.
+            sampling: Settings; by default those that the model was evaluated with.
+            chunk_seconds: Length of the first chunk and of the longest; each is twice the one before it.
+
+        Yields:
+            Chunks, the last of them with a `finish_reason`.
+
+        Raises:
+            ModelError: As for `synthesize_batch`.
+        """
+        sampling = sampling or self.sampling
+        text, text_lengths = pad([self._tokens(request)], self.device)
+        prompt = self._prompt_codes(request.prompt)
+        rate = float(self.codec.frame_rate)
+        lookahead, size = round(LOOKAHEAD_SECONDS * rate), round(chunk_seconds[0] * rate)
+        done, heard = prompt, prompt[0, :0]
+        for group, (reason,) in decode_groups(self.ar, text, text_lengths, [prompt], [request.seed], sampling, rate):
+            heard = torch.cat([heard, group[0]])
+            if reason is None and len(heard) < size + lookahead:
+                continue
+            heard = cut(heard, self.ar.eos) if reason else heard
+            new = self._refine(text, text_lengths, [done], [heard])[0][:, : None if reason else size]
+            waveform = self._decode(done, new, round(CODEC_CONTEXT_SECONDS * rate))
+            yield Chunk(waveform, new, reason)
+            done, heard = torch.cat([done, new], 1), heard[new.shape[1] :]
+            size = min(2 * size, round(chunk_seconds[1] * rate))
+
+    @property
+    def _text_limit(self) -> int:
+        return min(self.ar.shape.max_text_tokens, self.nar.shape.max_text_tokens)
+
     def _tokens(self, request: Request) -> Tensor:
         """Transcript of the prompt, then the text (3.4)."""
         spoken = [normalise(part) for part in (request.prompt_text, request.text)]
         if not spoken[1]:
             raise ModelError(f"nothing to say: the text {request.text!r} has no letters")
         tokens = self.bpe.encode(" ".join(part for part in spoken if part))
-        limit = min(self.ar.shape.max_text_tokens, self.nar.shape.max_text_tokens)
-        if len(tokens) > limit:
+        if len(tokens) > self._text_limit:
             raise ModelError(
-                f"prompt text and text are {len(tokens)} tokens, the model reads {limit}; split the text into sentences"
+                f"prompt text and text are {len(tokens)} tokens, the model reads {self._text_limit}; split the text "
+                "into sentences"
             )
         return torch.tensor(tokens)
 
-    def _prompt_codes(self, request: Request) -> Int[Tensor, "k t"]:
+    def _prompt_codes(self, prompt: Float[Tensor, "n"]) -> Int[Tensor, "k t"]:
         """The prompt's codes, whole groups."""
-        if not len(request.prompt):
+        if not len(prompt):
             raise ModelError("the prompt is empty; give a few seconds of the voice")
-        codes = clip_start(self.codec.encode(request.prompt[None].to(self.device))[0], self.ar.group_size)
+        codes = clip_start(self.codec.encode(prompt[None].to(self.device))[0], self.ar.group_size)
         limit = min(self.ar.shape.max_frames, self.nar.shape.max_frames) - self.ar.group_size
         if codes.shape[1] > limit:
             raise ModelError(
@@ -195,139 +345,42 @@ class Synthesizer:
             torch.cat([prompt, torch.cat([one[None], one.new_zeros(len(prompt) - 1, len(one))])], 1)
             for prompt, one in zip(prompts, new, strict=True)
         ]
-        codes, lengths = _pad(rows, self.device)
+        codes, lengths = pad(rows, self.device)
         condition = torch.tensor([prompt.shape[1] for prompt in prompts], device=self.device)
         full = self.nar.generate(text, text_lengths, codes, lengths, condition)
         return [row[:, start:end] for row, start, end in zip(full, condition.tolist(), lengths.tolist(), strict=True)]
 
-    def _decode(self, prompt: Int[Tensor, "k t"], new: Int[Tensor, "k u"]) -> Float[Tensor, "n"]:
-        """The new codes' waveform; the prompt goes in front for the codec's state, and is cut off again."""
-        waveform = self.codec.decode(torch.cat([prompt, new], 1)[None])[0]
-        return waveform[prompt.shape[1] * self.codec.hop_length :]
+    def _decode(
+        self, before: Int[Tensor, "k t"], new: Int[Tensor, "k u"], context: int | None = None
+    ) -> Float[Tensor, "n"]:
+        """The new codes' waveform; what came before goes in front for the codec's state, and is cut off again."""
+        if not new.shape[1]:
+            return torch.zeros(0, device=new.device)
+        before = before if context is None else before[:, -context:]
+        waveform = self.codec.decode(torch.cat([before, new], 1)[None])[0]
+        return waveform[before.shape[1] * self.codec.hop_length :]
 
 
-def generate_codes(
-    ar: ARModel,
-    text: Int[Tensor, "b s"],
-    text_lengths: Int[Tensor, "b"],
-    prompts: list[Int[Tensor, "k _"]],
-    seeds: list[int],
-    settings: SamplingConfig,
-    frame_rate: float,
-) -> list[tuple[Int[Tensor, "_"], FinishReason, int]]:
-    """Codebook 0 of the new speech, group by group, with a key-value cache (3.3.1, Algorithm 1).
+def join_spoken(parts: Sequence[Synthesis], sample_rate: int) -> Synthesis:
+    """Put sentences behind each other with a pause between them, each faded in and out.
 
     Returns:
-        For each row the codes before the first EOS, why it ended, and the AR steps taken.
+        The whole; it ended with `cap` if any sentence did. A single sentence is left as it is.
     """
-    sampling, size, device = _sampling(settings), ar.group_size, text.device
-    codes, lengths = _pad([prompt[0] for prompt in prompts], device)
-    caps = (ar.shape.max_frames // size - lengths // size).clamp(
-        max=-(-round(settings.max_seconds * frame_rate) // size)
+    if len(parts) == 1:
+        return parts[0]
+    pause, joined = torch.zeros(round(PAUSE_SECONDS * sample_rate)), []
+    for part in parts:
+        waveform = part.waveform.cpu().clone()
+        length = min(round(FADE_SECONDS * sample_rate), len(waveform) // 2)
+        ramp = torch.linspace(0, 1, length)
+        waveform[:length] *= ramp
+        waveform[len(waveform) - length :] *= ramp.flip(0)
+        joined += [pause, waveform]
+    return Synthesis(
+        torch.cat(joined[1:]),
+        torch.cat([part.codes for part in parts], 1),
+        "cap" if any(part.finish_reason == "cap" for part in parts) else "eos",
+        sum(part.num_groups for part in parts),
+        parts[0].seconds_per_stage,
     )
-    logits, cache = ar.prefill(text, text_lengths, codes, lengths, int(caps.max()))
-    history = torch.full((len(seeds), max(sampling.ras_window, 1)), -1, device=device)
-    for row, prompt in enumerate(prompts):
-        tail = prompt[0, -history.shape[1] :]
-        history[row, history.shape[1] - len(tail) :] = tail
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    groups: list[Tensor] = []
-    ended = torch.zeros(len(seeds), dtype=torch.bool, device=device)
-    while True:
-        uniforms = torch.stack([torch.rand(size, 2, generator=generator) for generator in generators]).to(device)
-        group, history = sample_group(logits, history, uniforms, sampling, ar.eos)
-        groups.append(group)
-        ended |= (group == ar.eos).any(1) | (len(groups) >= caps)
-        if bool(ended.all()):
-            break
-        # Rows that have ended go on with anything, within the tables; nothing of it is kept.
-        position = (lengths // size + len(groups) - 1).clamp(max=ar.shape.max_frames // size - 1)
-        logits = ar.decode_one_group(group.clamp(max=ar.eos - 1), position, cache)
-    stream = torch.cat(groups, 1)
-    return [_cut(row[: cap * size], ar.eos, size) for row, cap in zip(stream, caps.tolist(), strict=True)]
-
-
-def write_bundle(
-    folder: Path,
-    *,
-    ar_dir: Path,
-    nar_dir: Path,
-    bpe: Path,
-    codec_name: str,
-    sampling: SamplingConfig,
-    dtype: torch.dtype = torch.float16,
-) -> None:
-    """Write a voice model folder from the two training outputs.
-
-    Args:
-        folder: Where; what is there is replaced.
-        ar_dir: Output of train-ar.
-        nar_dir: Output of train-nar.
-        bpe: The text tokenizer's `bpe.json`.
-        codec_name: As in `tokenize.codec`; unless it is a published one, its files are copied in.
-        sampling: Settings that the model is to be used with.
-        dtype: Of the stored weights; they are loaded as fp32.
-
-    Raises:
-        ModelError: The two models were trained on different codes or vocabularies.
-    """
-    facts = {kind: json.loads((path / "config.json").read_text()) for kind, path in (("ar", ar_dir), ("nar", nar_dir))}
-    for name in ("codec", "vocab_size"):
-        if facts["ar"][name] != facts["nar"][name]:
-            raise ModelError(
-                f"AR and NAR do not belong together: {name} is {facts['ar'][name]} there and {facts['nar'][name]} "
-                "here; run `dvc repro` so that both are of the same data"
-            )
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for kind, path in (("ar", ar_dir), ("nar", nar_dir)):
-        weights = load_file(path / "model.safetensors")
-        save_file({key: value.to(dtype) for key, value in weights.items()}, folder / f"{kind}.safetensors")
-    shutil.copyfile(bpe, folder / "bpe.json")
-    source = bundled("encodec") if codec_name == "bundled" else Path(codec_name)
-    if source.is_dir():
-        (folder / "codec").mkdir()
-        for name in ("config.json", "model.safetensors"):
-            shutil.copyfile(source / name, folder / "codec" / name)
-    codec = facts["ar"]["codec"]
-    write_json(folder / "model.json", {
-        "format": FORMAT,
-        "group_size": facts["ar"]["group_size"],
-        "ar": facts["ar"]["transformer"],
-        "nar": facts["nar"]["transformer"],
-        "vocab_size": facts["ar"]["vocab_size"],
-        "codec": {name: codec[name] for name in ("name", "digest", "codes_digest")},
-        **{name: codec[name] for name in ("sample_rate", "frame_rate", "num_codebooks", "codebook_size")},
-        "sampling": sampling.model_dump(),
-    })  # fmt: skip
-
-
-def _read_facts(folder: Path) -> dict[str, Any]:
-    path = folder / "model.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} is no voice model: it has no model.json; name the folder of a registered model")
-    facts: dict[str, Any] = json.loads(path.read_text())
-    if facts.get("format") != FORMAT:
-        raise ModelError(f"{path} is of format {facts.get('format')}, this version reads {FORMAT}; update valle2")
-    return facts
-
-
-def _sampling(settings: SamplingConfig) -> Sampling:
-    return Sampling(**settings.model_dump(exclude={"max_seconds"}))
-
-
-def _cut(codes: Int[Tensor, "t"], eos: int, group_size: int) -> tuple[Int[Tensor, "u"], FinishReason, int]:
-    """What comes before the first EOS, in whatever slot it is."""
-    ends = (codes == eos).nonzero()[:, 0].tolist()
-    if not ends:
-        return codes, "cap", len(codes) // group_size
-    return codes[: ends[0]], "eos", ends[0] // group_size + 1
-
-
-def _pad(rows: list[Tensor], device: torch.device) -> tuple[Tensor, Int[Tensor, "b"]]:
-    """Stack tensors that differ in their last axis, with zeros on the right."""
-    lengths = torch.tensor([row.shape[-1] for row in rows], device=device)
-    padded = torch.zeros(len(rows), *rows[0].shape[:-1], int(lengths.max()), dtype=torch.long, device=device)
-    for place, row in zip(padded, rows, strict=True):
-        place[..., : row.shape[-1]] = row
-    return padded, lengths

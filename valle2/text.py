@@ -7,7 +7,7 @@ synthesis all go through `normalise`, so that a text has one form everywhere. Pr
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from num2words import num2words
@@ -25,6 +25,7 @@ _ABBREVIATIONS = {"mr.": "mister", "mrs.": "missus", "dr.": "doctor", "&": "and"
 _ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 _LONGEST_NUMBER = 15
+_CLAUSE_END = re.compile(r"(?<=[,;:])\s+")
 
 
 def spell_numbers(text: str, language: str = "en") -> str:
@@ -165,3 +166,46 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Bpe:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return Bpe(tokenizer)
+
+
+def split_sentences(text: str, fits: Callable[[str], bool]) -> list[str]:
+    """Split a text where a reader would pause.
+
+    Args:
+        text: Any text, with its punctuation.
+        fits: Whether a piece is short enough.
+
+    Returns:
+        Its sentences in order; those that do not fit are split at commas and the like, and then at blanks, into few
+        pieces that do. A word that does not fit is a piece of its own.
+    """
+    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
+
+    known = PunktParameters()
+    known.abbrev_types = {word.rstrip(".") for word in _ABBREVIATIONS}
+    sentences = PunktSentenceTokenizer(known).tokenize(text)
+    return [piece for sentence in sentences for piece in _clauses(sentence, fits)]
+
+
+def _clauses(sentence: str, fits: Callable[[str], bool]) -> list[str]:
+    """The longest runs of clauses that fit; a clause that does not is split into equal runs of words."""
+    if fits(sentence):
+        return [sentence]
+    packed: list[str] = []
+    for clause in _CLAUSE_END.split(sentence):
+        joined = f"{packed[-1]} {clause}" if packed else clause
+        if packed and fits(joined):
+            packed[-1] = joined
+        else:
+            packed += _equal_runs(clause.split(), fits)
+    return packed
+
+
+def _equal_runs(words: list[str], fits: Callable[[str], bool]) -> list[str]:
+    """As few runs of about as many words as fit; at worst single words."""
+    for num_runs in range(1, len(words) + 1):
+        ends = [round(len(words) * (run + 1) / num_runs) for run in range(num_runs)]
+        runs = [" ".join(words[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        if all(fits(run) for run in runs):
+            return runs
+    return words

@@ -16,7 +16,9 @@ class EvaluateConfig(Section):
     """What is synthesised and scored."""
 
     num_cases: PositiveCount = Field(24, description="unseen speakers' sentences, spread evenly over speakers")
-    prompt_seconds: Seconds = Field(3.0, description="s of enrolled speech (4.1.2)")
+    prompt_seconds: Seconds = Field(
+        3.0, description="s of enrolled speech, from several utterances if none is as long (4.1.2: 3, 5 and 10 s)"
+    )
     min_target_seconds: Seconds = Field(1.0, description="s; shorter references are no targets")
     max_target_seconds: Seconds = Field(10.0, description="s; longer references are no targets (4.1.2: 4-10 s)")
     asr: str = Field("bundled", description="`bundled`, a WhisperX model name, or a CTranslate2 folder")

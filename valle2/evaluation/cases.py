@@ -1,8 +1,8 @@
 """Which sentences are synthesised, and with which prompts (VALL-E 2, arXiv:2406.05370, section 4.1.2).
 
 A case is a sentence of an unseen speaker and a prompt from another utterance of the same speaker: its first seconds, up
-to the end of a word, so that the prompt's text is exactly what it says. How cases are scored is in
-`valle2.evaluation.evaluate`.
+to the end of a word, so that the prompt's text is exactly what it says. Where no utterance is that long, several whole
+ones follow one another. How cases are scored is in `valle2.evaluation.evaluate`.
 """
 
 import json
@@ -27,7 +27,7 @@ WORD_SLACK = 0.02
 class Prompt:
     """Enrolled speech that ends with a word, and what it says."""
 
-    cut_id: str
+    cut_ids: tuple[str, ...]
     text: str
     wave: Float[np.ndarray, " n"]
 
@@ -106,8 +106,28 @@ def cut_prompt(cut: Cut, seconds: Seconds, language: str) -> tuple[str, Seconds]
     return text, min(fitting[-1].end + WORD_SLACK, seconds)
 
 
-def _pairs(cuts: list[Cut], settings: EvaluateConfig, language: str) -> list[tuple[Cut, Cut]]:
-    """Targets of one speaker, each with its prompt: the next utterance that is long enough, else the longest."""
+def choose_prompt(others: list[Cut], seconds: Seconds) -> list[Cut]:
+    """The first utterance that is long enough, else as many as fit, in their order.
+
+    Args:
+        others: Utterances to choose from, of one speaker.
+        seconds: Length of a prompt.
+
+    Returns:
+        None only where there are no others.
+    """
+    enough = [cut for cut in others if cut.duration >= seconds]
+    if enough:
+        return enough[:1]
+    chosen: list[Cut] = []
+    for cut in others:
+        if sum(one.duration for one in chosen) + cut.duration <= seconds:
+            chosen.append(cut)
+    return chosen
+
+
+def _pairs(cuts: list[Cut], settings: EvaluateConfig, language: str) -> list[tuple[Cut, list[Cut]]]:
+    """Targets of one speaker, each with its prompt from the utterances after it."""
     targets = [cut for cut in cuts if settings.min_target_seconds <= cut.duration <= settings.max_target_seconds]
     able = [cut for cut in cuts if cut_prompt(cut, settings.prompt_seconds, language)[0]]
     pairs = []
@@ -118,16 +138,19 @@ def _pairs(cuts: list[Cut], settings: EvaluateConfig, language: str) -> list[tup
         ]
         # Cyclic order from the target on: every prompt gets its turn.
         others.sort(key=lambda cut: (cuts.index(cut) - place) % len(cuts))
-        enough = [cut for cut in others if cut.duration >= settings.prompt_seconds]
         if others:
-            pairs.append((target, enough[0] if enough else max(others, key=lambda cut: cut.duration)))
+            pairs.append((target, choose_prompt(others, settings.prompt_seconds)))
     return pairs
 
 
-def _case(target: Cut, source: Cut, prompt_seconds: Seconds, language: str) -> Case:
-    text, end = cut_prompt(source, prompt_seconds, language)
+def _case(target: Cut, sources: list[Cut], prompt_seconds: Seconds, language: str) -> Case:
+    said = [(cut, *cut_prompt(cut, prompt_seconds, language)) for cut in sources]
+    waves = [cut.load_audio()[0][: round(end * cut.sampling_rate)] for cut, _, end in said]
+    prompt = Prompt(
+        tuple(cut.id for cut in sources),
+        " ".join(text for _, text, _ in said),
+        np.concatenate(waves).astype(np.float32),
+    )
     supervision = target.supervisions[0]
-    wave = source.load_audio()[0]
-    prompt = Prompt(source.id, text, wave[: round(end * source.sampling_rate)].astype(np.float32))
     reference = target.load_audio()[0].astype(np.float32)
     return Case(target.id, supervision.speaker, supervision.text, prompt, reference, load_codes(target))

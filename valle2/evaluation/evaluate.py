@@ -36,10 +36,11 @@ from valle2.evaluation.metrics import (
 )
 from valle2.evaluation.report import write_report
 from valle2.evaluation.summary import summarise
+from valle2.model_folder import write_bundle
 from valle2.progress import Advance, progress
 from valle2.shards import read_manifest
-from valle2.stage import output, partial, publish, tree_sha256, write_json, write_text
-from valle2.synthesis import Request, Synthesizer, write_bundle
+from valle2.stage import output, partial, publish, tree_sha256, write_bytes, write_json, write_text
+from valle2.synthesis import Request, Synthesizer
 from valle2.types import StageResult
 
 BATCH = 8
@@ -164,7 +165,7 @@ def _score(
         others = [prompts[name] for _, name in sorted(firsts.items())]
         entry: dict[str, Any] = {
             "id": case.id, "speaker": case.speaker, "text": case.text,
-            "prompt_id": case.prompt.cut_id, "prompt_text": case.prompt.text, "rows": {},
+            "prompt_ids": list(case.prompt.cut_ids), "prompt_text": case.prompt.text, "rows": {},
         }  # fmt: skip
         for row in ROWS:
             done = work / "scores" / row / f"{case.id}.json"
@@ -229,10 +230,7 @@ def _samples(speech: Path, target: Path, cases: Sequence[Case]) -> None:
 
 
 def _save(path: Path, wave: Float[np.ndarray, " n"], sample_rate: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_suffix(".tmp")
-    building.write_bytes(encode_wave(wave, sample_rate))
-    building.replace(path)
+    write_bytes(path, encode_wave(wave, sample_rate))
 
 
 def _context() -> dict[str, Any]:

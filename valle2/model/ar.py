@@ -177,7 +177,7 @@ class ARModel(nn.Module):
             Scores of the first new group, and the cache for `decode_one_group`.
         """
         x, starts = self.embed(text, text_lengths, fold(codes, self.group_size), code_lengths // self.group_size)
-        cache = KVCache(self.shape, len(text), x.shape[1] + num_new_groups, x.device)
+        cache = KVCache(self.shape, len(text), x.shape[1] + num_new_groups, x.device, x.dtype)
         return self.logits(self.transformer.prefill(x, starts[-1], cache)), cache
 
     def decode_one_group(

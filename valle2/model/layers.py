@@ -43,10 +43,17 @@ class KVCache:
         lengths: Tokens held in each row.
     """
 
-    def __init__(self, shape: TransformerShape, batch_size: int, size: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        shape: TransformerShape,
+        batch_size: int,
+        size: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         buffer = (shape.num_layers, batch_size, shape.num_heads, size, shape.dim // shape.num_heads)
-        self.keys = torch.zeros(buffer, device=device)
-        self.values = torch.zeros(buffer, device=device)
+        self.keys = torch.zeros(buffer, device=device, dtype=dtype)
+        self.values = torch.zeros(buffer, device=device, dtype=dtype)
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.rows = torch.arange(batch_size, device=device)
 
