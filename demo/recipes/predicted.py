@@ -72,13 +72,13 @@ def predict(synthesizer: Synthesizer, pairs: list[tuple[Clip, Clip]], rng: np.ra
             waves.append(wave + rng.uniform(-1, 1, len(wave)).astype(np.float32) * rng.uniform(0, NOISE))
         codes = [codec.encode(torch.from_numpy(wave.clip(-1, 1).astype(np.float32))[None])[0] for wave in waves]
         rows.append((codes[0], codes[1], waves[1]))
-    lengths = torch.tensor([prompt.shape[1] + target.shape[1] for prompt, target, _ in rows])
+    lengths = torch.tensor([before.shape[1] + true.shape[1] for before, true, _ in rows])
     text = torch.nn.utils.rnn.pad_sequence([torch.tensor(tokens) for tokens in texts], batch_first=True)
     whole = torch.zeros(len(rows), codec.num_codebooks, int(lengths.max()), dtype=torch.long)
-    for place, (prompt, target, _) in zip(whole, rows, strict=True):
-        place[:, : prompt.shape[1]] = prompt
-        place[0, prompt.shape[1] : prompt.shape[1] + target.shape[1]] = target[0]
-    conditions = torch.tensor([prompt.shape[1] for prompt, _, _ in rows])
+    for place, (before, true, _) in zip(whole, rows, strict=True):
+        place[:, : before.shape[1]] = before
+        place[0, before.shape[1] : before.shape[1] + true.shape[1]] = true[0]
+    conditions = torch.tensor([before.shape[1] for before, _, _ in rows])
     nar: NARModel = synthesizer.nar
     made = nar.generate(text, torch.tensor([len(tokens) for tokens in texts]), whole, lengths, conditions)
     for row, start, end, (_, _, wave) in zip(made, conditions.tolist(), lengths.tolist(), rows, strict=True):
