@@ -15,7 +15,9 @@ from encodec.model import EncodecModel
 from demo.corpus import make_voice
 from demo.espeak import SAMPLE_RATE, speak
 from demo.grammar import sentence
-from demo.recipes.material import FIRST_VOICE, resample, reserved_sentences
+from demo.recipes.encodec import SpectralLoss, predicted_batch
+from demo.recipes.material import FIRST_VOICE, Clip, resample, reserved_sentences
+from demo.recipes.predicted import Predicted, draw_pairs
 from valle2.codec import BUNDLED, Architecture, Codec, build_encodec, load_codec, save_encodec
 from valle2.errors import CodecError
 
@@ -147,3 +149,32 @@ def test_wrong_arguments_are_refused(codec: Codec) -> None:
 def test_material_leaves_the_corpus_alone() -> None:
     rng = random.Random(2406)
     assert {sentence(rng) for _ in range(1000)} <= reserved_sentences()
+
+
+def test_predicted_segments_are_aligned_and_short_ones_end_in_silence() -> None:
+    codes = np.tile(np.arange(12, dtype=np.int16), (8, 1))
+    samples = np.repeat(np.arange(12, dtype=np.int16) * 1000, 320)
+    rng = np.random.default_rng(0)
+    for num_frames in (5, 20):
+        made, waves = predicted_batch([Predicted(codes, samples)], 3, num_frames, rng)
+        assert made.shape == (8, 3, num_frames) and waves.shape == (3, 1, num_frames * 320)
+        for row in range(3):
+            heard = (waves[row, 0].view(num_frames, 320) * 32767).round() / 1000
+            inside = torch.arange(num_frames) < 12
+            assert torch.equal(heard[inside, 7].long(), made[0, row, inside])
+            assert not heard[~inside].any()
+
+
+def test_a_prompt_is_another_utterance_of_the_targets_voice() -> None:
+    clips = [Clip(np.zeros(1, np.int16), f"{voice} {turn}", [], [], voice) for voice in range(4) for turn in range(3)]
+    pairs = draw_pairs(clips, 8, seed=1)
+    assert all(prompt.voice == target.voice and prompt.text != target.text for prompt, target in pairs)
+    assert [target.voice for _, target in pairs[:4]] == [target.voice for _, target in pairs[4:]]
+    assert {target.voice for _, target in pairs[:4]} == set(range(4))
+
+
+def test_without_phases_only_magnitudes_are_compared() -> None:
+    wave = torch.rand(1, 1, 8000) - 0.5
+    loss = SpectralLoss()
+    assert loss(-wave, wave, phases=False).item() == pytest.approx(0, abs=1e-4)
+    assert loss(-wave, wave).item() > 1

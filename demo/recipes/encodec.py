@@ -17,7 +17,9 @@ does not understand it yet. Here the encoder learns first, and alone.
    before it leave, and encoder and codebooks are tuned together with the same targets; some steps see the first
    codebook alone, as in EnCodec's training (Defossez et al., 2022, section 3.2), so that it carries most. (With the
    quantizer on from the start, small batches collapse all codes.)
-3. `decoder`: encoder and codebooks stay as they are, and so do the codes; the decoder learns the waveform.
+3. `decoder`: encoder and codebooks stay as they are, and so do the codes; the decoder learns the waveform. With
+   `--predicted`, every other batch has the codes that a voice model predicts (`demo.recipes.predicted`); there only
+   magnitudes are compared, since such codes do not say where in a period of the voice a frame begins.
 
 There is no discriminator. A phase goes on from the state file, where the phase before it or an interrupted run of its
 own has left it. What the result is worth is measured by `demo.recipes.encodec_check`.
@@ -37,6 +39,7 @@ from encodec.model import EncodecModel
 from torch import Tensor, nn
 
 from demo.recipes.material import SAMPLE_RATE, Clip, load_material, load_real_speech
+from demo.recipes.predicted import Predicted, load_predicted
 from valle2.codec import Architecture, build_encodec, load_codec, save_encodec
 
 HOP = 320
@@ -122,6 +125,23 @@ class Speech:
         return torch.from_numpy(np.stack(waves))[:, None], torch.from_numpy(np.stack(phones))
 
 
+def predicted_batch(
+    items: list[Predicted], num_segments: int, num_frames: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Codes [8, B, T] that a voice model gave to segments of speech, and the segments [B, 1, N]."""
+    codes, waves = [], []
+    for chosen in rng.integers(len(items), size=num_segments):
+        item = items[chosen]
+        start = int(rng.integers(max(item.codes.shape[1] - num_frames, 0) + 1))
+        padding = max(num_frames - item.codes.shape[1], 0)
+        # Where an utterance is too short its last frame goes on in silence, which no loss hears.
+        codes.append(np.pad(item.codes[:, start : start + num_frames], ((0, 0), (0, padding)), mode="edge"))
+        cut = item.samples[start * HOP : (start + num_frames) * HOP].astype(np.float32) / 32767
+        waves.append(np.pad(cut, (0, padding * HOP)))
+    stacked = torch.from_numpy(np.stack(codes).astype(np.int64)).transpose(0, 1)
+    return stacked, torch.from_numpy(np.stack(waves))[:, None]
+
+
 class FrameTargets(nn.Module):
     """What an encoder should know of each frame: spectra of windows that end with it, since the encoder is causal."""
 
@@ -179,6 +199,13 @@ class SpectralLoss(nn.Module):
     convergence = 0.5
     """Weight of the spectral convergence (Arik et al., 2018, section 3): unlike the logarithms it counts what is loud,
     as a speaker encoder that reads power spectra does."""
+    level = 6.0
+    """Weight of the mean power of mel bands over `pool` frames. Logarithms of single lines and frames draw what is not
+    certain to its median, which is too quiet: without it, 2-5 kHz came out 5 to 10 dB too low, and voices alike."""
+    pool = (8, 4)
+    """Frames that a mean is over, and frames from one to the next."""
+    level_floor = 1e-3
+    """Power below it does not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,8 +224,13 @@ class SpectralLoss(nn.Module):
         parts = torch.view_as_real(complex_spectrum)
         return parts, (parts.square().sum(-1) + 1e-7).sqrt()
 
-    def forward(self, wave: Tensor, target: Tensor) -> Tensor:
-        """Loss of `wave` against `target`, both [B, 1, N]."""
+    def levels(self, magnitudes: Tensor) -> Tensor:
+        """Mean power of mel bands over time [B, 80, T / 4] of magnitudes [B, F, T] of the window of 600."""
+        power = magnitudes.square().transpose(1, 2) @ self.get_buffer("bank600")
+        return F.avg_pool1d(power.transpose(1, 2), *self.pool)
+
+    def forward(self, wave: Tensor, target: Tensor, *, phases: bool = True) -> Tensor:
+        """Loss of `wave` against `target`, both [B, 1, N]; without `phases`, of magnitudes alone."""
         heard = {window: self.spectrum(wave, window) for window in self.hops}
         with torch.no_grad():
             wanted = {window: self.spectrum(target, window) for window in self.hops}
@@ -207,16 +239,18 @@ class SpectralLoss(nn.Module):
             bank, floor = self.get_buffer(f"bank{window}"), self.floor * (window / 256) ** 0.5
             bands = [(pair[window][1].transpose(1, 2) @ bank + floor).log() for pair in (heard, wanted)]
             total = total + F.l1_loss(bands[0], bands[1])
+        levels = [(self.levels(pair[600][1]) + self.level_floor).log() for pair in (heard, wanted)]
+        total = total + self.level * F.l1_loss(levels[0], levels[1])
         for window, _ in self.linear:
             ours, theirs, floor = heard[window][1], wanted[window][1], 3 * self.floor * (window / 256) ** 0.5
             lines = int(self.top / SAMPLE_RATE * window)
             total = total + F.l1_loss((ours[:, :lines] + floor).log(), (theirs[:, :lines] + floor).log())
             total = total + 0.5 * F.l1_loss((ours + 1e-2).sqrt(), (theirs + 1e-2).sqrt())
             total = total + self.convergence * (ours - theirs).norm() / (theirs.norm() + 1)
-        for window in (512, 1024):
+        for window in (512, 1024) if phases else ():
             lines = int(4000 / SAMPLE_RATE * window)
             frequency = torch.arange(lines, device=wave.device) * (SAMPLE_RATE / window)
-            weight = (1 / (1 + (frequency / 700) ** 2) + 0.1)[:, None, None]
+            weight = (1 / (1 + (frequency / 700) ** 2))[:, None, None]
             error = (heard[window][0] - wanted[window][0])[:, :lines].square() * weight
             energy = wanted[window][0][:, :lines].square() * weight
             total = total + self.anchor * error.mean() / (energy.mean() + 1e-3)
@@ -399,11 +433,16 @@ class Training:
         name = "first_" if alone else ""
         return {f"{name}spectra": spectra, f"{name}content": content, "penalty": penalty}
 
-    def take_step(self, wave: Tensor, phones: Tensor, rate: float) -> dict[str, float]:
-        """One step; returns the losses."""
+    def predicted_loss(self, codes: Tensor, wave: Tensor) -> dict[str, Tensor]:
+        """Loss of decoded codes [8, B, T] against the waves [B, 1, N] that they stand for."""
+        with torch.no_grad():
+            latent = self.codec.quantizer.decode(codes)
+        return {"predicted": self.waves(self.codec.decoder(latent), wave, phases=False)}
+
+    def take_step(self, losses: dict[str, Tensor], rate: float) -> dict[str, float]:
+        """One step on the sum of losses; returns them."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["share"] * rate
-        losses = self.loss(wave, phones)
         self.optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_([one for group in self.optimizer.param_groups for one in group["params"]], 1.0)
@@ -412,7 +451,7 @@ class Training:
         return {name: value.item() for name, value in losses.items()}
 
 
-def train(training: Training, speech: Speech, minutes: float, out: Path) -> None:
+def train(training: Training, speech: Speech, minutes: float, out: Path, predicted: list[Predicted]) -> None:
     """Train a phase to its end; the state file and, once there is a decoder, the weights follow every two minutes.
 
     Args:
@@ -420,6 +459,7 @@ def train(training: Training, speech: Speech, minutes: float, out: Path) -> None
         speech: Where batches come from.
         minutes: Wall-clock length of the phase.
         out: Folder of the exported model.
+        predicted: Speech with a voice model's codes for every other batch of the decoder; may be empty.
     """
     phase = PHASES[training.phase]
     began, saved = time.monotonic() - 60 * training.minutes, time.monotonic()
@@ -432,7 +472,12 @@ def train(training: Training, speech: Speech, minutes: float, out: Path) -> None
         if training.phase == "codes" and training.step % RESTART_EVERY == RESTART_EVERY - 1:
             print(f"restarted {restart_dead_codes(training.codec, speech, usage)}", flush=True)
         rate = min(1.0, (training.step + 1) / 100) * (phase.rate[0] + (phase.rate[1] - phase.rate[0]) * progress)
-        losses = training.take_step(*speech.batch(*SHAPES[training.step % 2]), rate)
+        shape = SHAPES[training.step // 2 % 2]
+        if predicted and training.step % 2:
+            loss = training.predicted_loss(*predicted_batch(predicted, *shape, speech.rng))
+        else:
+            loss = training.loss(*speech.batch(*shape))
+        losses = training.take_step(loss, rate)
         training.minutes = (time.monotonic() - began) / 60
         for name, value in losses.items():
             running[name] = running.get(name, value) + (value - running.get(name, value)) / min(training.step, 100)
@@ -461,6 +506,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo/models/encodec"))
     parser.add_argument("--state", type=Path, default=Path("encodec-training.pt"), help="to go on from")
     parser.add_argument("--codec", type=Path, help="folder of weights to start from where there is no state")
+    parser.add_argument("--predicted", type=Path, help="folder of demo.recipes.predicted, for the decoder")
     parser.add_argument("--minutes", type=float, help="length of the phase")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
@@ -480,7 +526,8 @@ def main() -> None:
         start_codebooks(training.codec, speech, NUM_FRAMES / training.codec.quantizer.bins)
     if (arguments.phase, before) == ("decoder", "codes"):
         round_weights(training.codec)
-    train(training, speech, arguments.minutes or PHASES[arguments.phase].minutes, arguments.out)
+    predicted = load_predicted(arguments.predicted) if arguments.predicted else []
+    train(training, speech, arguments.minutes or PHASES[arguments.phase].minutes, arguments.out, predicted)
 
 
 if __name__ == "__main__":
