@@ -23,7 +23,7 @@ from valle2.stage import write_json
 from valle2.text import train_bpe
 from valle2.training import data
 from valle2.training.data import Corpus, collate, pack
-from valle2.training.loop import learning_rate, train
+from valle2.training.loop import autocast, learning_rate, train
 from valle2.training.objective import AR, NAR, CodecFacts, Objective
 from valle2.training.sampler import Place, Sampler, batch_by_frames
 
@@ -160,6 +160,15 @@ def test_killed_training_goes_on_to_the_same_bytes(workspace: Path, kind: str, b
         killed_run(workspace / "killed", config, kind, step)
     assert run(workspace / "killed", config, kind)["resumed_at"] == 6
     assert outputs(workspace / "killed") == outputs(workspace / "whole")
+
+
+@pytest.mark.parametrize(("asked", "native", "used"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_bfloat16_only_where_the_processor_has_it(
+    asked: bool, native: bool, used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    with autocast(torch.device("cpu"), asked):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is (torch.bfloat16 if used else torch.float32)
 
 
 def test_learning_lowers_the_loss(workspace: Path) -> None:

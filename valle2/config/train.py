@@ -34,7 +34,7 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.01, description="AdamW; not in the paper")
     clip_norm: Positive = Field(1.0, description="gradient norm bound; not in the paper")
     accumulate: PositiveCount = Field(1, description="batches per update")
-    bf16: bool = Field(True, description="bfloat16 autocast")
+    bf16: bool = Field(True, description="bfloat16 autocast, where the device has it natively")
     ema_decay: Fraction = Field(0.0, description="decay of the averaged weights; 0: none; not in the paper")
     warm_start: str = Field(
         "", description="folder of a voice model whose weights training starts from; empty: from scratch"
