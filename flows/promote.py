@@ -162,7 +162,7 @@ def _assemble(space: Workspace, bundle: Path) -> None:
     write_bundle(
         bundle, ar_dir=space.root / output("train-ar"), nar_dir=space.root / output("train-nar"),
         bpe=space.root / output("curate") / "bpe.json", codec_name=config.tokenize.codec,
-        sampling=config.evaluate.sampling,
+        decoder=config.evaluate.decoder, sampling=config.evaluate.sampling,
     )  # fmt: skip
 
 

@@ -35,7 +35,8 @@ def bundle(tmp_path_factory):
         workspace(folder)
         write_bundle(
             folder / "model", ar_dir=output("train-ar"), nar_dir=output("train-nar"),
-            bpe=output("curate") / "bpe.json", codec_name="codec", sampling=SamplingConfig(max_seconds=0.4),
+            bpe=output("curate") / "bpe.json", codec_name="codec", decoder="codec",
+            sampling=SamplingConfig(max_seconds=0.4),
         )  # fmt: skip
         yield folder / "model"
 

@@ -21,8 +21,9 @@ from valle2.model.nar import NARModel
 from valle2.model.sampling import Sampling
 from valle2.model_folder import write_bundle
 from valle2.stage import write_json
-from valle2.synthesis import CODEC_CONTEXT_SECONDS, PAUSE_SECONDS, Request, Synthesizer
+from valle2.synthesis import CODEC_CONTEXT_SECONDS, PAUSE_SECONDS, Request, Synthesizer, fade_over
 from valle2.text import train_bpe
+from valle2.vocoder import Vocoder, VocosConfig, codebooks_of, load_decoder, save_vocoder
 
 SHAPE = TransformerShape(num_layers=2, dim=32, num_heads=4, ffn_dim=64, dropout=0.1, max_text_tokens=40, max_frames=120)
 SETTINGS = SamplingConfig(max_seconds=0.4)
@@ -52,7 +53,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_json(root / kind / "config.json", {
             "kind": kind, "transformer": asdict(SHAPE), "group_size": 2, "vocab_size": bpe.vocab_size, "codec": codec,
         })  # fmt: skip
-    write_bundle(root / "model", ar_dir=root / "ar", nar_dir=root / "nar", bpe=root / "bpe.json",
+    write_bundle(root / "model", ar_dir=root / "ar", nar_dir=root / "nar", bpe=root / "bpe.json", decoder="codec",
                  codec_name=str(root / "codec"), sampling=SETTINGS)  # fmt: skip
     return root / "model"
 
@@ -126,6 +127,62 @@ def test_a_stream_of_one_chunk_is_the_offline_speech(synthesizer: Synthesizer) -
     [chunk] = synthesizer.stream(request, chunk_seconds=(10.0, 10.0))
     assert torch.equal(chunk.codes, whole.codes)
     torch.testing.assert_close(chunk.waveform, whole.waveform, atol=1e-5, rtol=1e-4)
+
+
+def test_a_vocos_that_hears_its_context_says_what_it_would_have() -> None:
+    decoder = load_decoder("bundled", load_codec("bundled"))
+    codes = torch.randint(0, 1024, (8, 300), generator=torch.Generator().manual_seed(2))
+    whole = decoder.decode(codes[None])[0]
+    before = codes[:, 160 - round(CODEC_CONTEXT_SECONDS * RATE) : 160]
+    part = decoder.decode(torch.cat([before, codes[:, 160 : 200 + decoder.context]], 1)[None])[0]
+    part = part[before.shape[1] * 320 :][: 40 * 320]
+    torch.testing.assert_close(part, whole[160 * 320 : 200 * 320], atol=1e-4, rtol=1e-3)
+
+
+def test_fading_over_goes_from_one_to_the_other() -> None:
+    heard = fade_over(torch.ones(3), torch.zeros(5))
+    torch.testing.assert_close(heard, torch.tensor([0.75, 0.5, 0.25, 0, 0]))
+    assert fade_over(torch.ones(3), torch.zeros(2)).shape == (2,)
+    assert torch.equal(fade_over(torch.zeros(0), torch.ones(2)), torch.ones(2))
+
+
+@pytest.fixture(scope="module")
+def vocos_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The voice model with a Vocos, whose own folder is gone."""
+    root, vocos = bundle.parent, tmp_path_factory.mktemp("vocos")
+    books = codebooks_of(load_codec(str(root / "codec")))
+    config = VocosConfig.model_validate({
+        "feature_extractor": {"init_args": {"encodec_model": "codec", "bandwidths": [6.0]}},
+        "backbone": {"init_args": {"input_channels": 8, "dim": 16, "intermediate_dim": 32, "num_layers": 1}},
+        "head": {"init_args": {"dim": 16, "n_fft": 1280, "hop_length": 320}},
+    })  # fmt: skip
+    torch.manual_seed(1)
+    save_vocoder(Vocoder(config, books), vocos)
+    write_bundle(root / "with-vocos", ar_dir=root / "ar", nar_dir=root / "nar", bpe=root / "bpe.json",
+                 decoder=str(vocos), codec_name=str(root / "codec"), sampling=SETTINGS)  # fmt: skip
+    shutil.rmtree(vocos)
+    return root / "with-vocos"
+
+
+def test_a_voice_model_has_its_decoder_with_it(vocos_bundle: Path, synthesizer: Synthesizer) -> None:
+    other = Synthesizer.from_path(vocos_bundle)
+    request = requests()[0]
+    [ours], [theirs] = synthesizer.synthesize_batch([request]), other.synthesize_batch([request])
+    assert torch.equal(ours.codes, theirs.codes) and ours.waveform.shape == theirs.waveform.shape
+    assert not torch.allclose(ours.waveform, theirs.waveform)
+    [chunk] = other.stream(request, chunk_seconds=(10.0, 10.0))
+    torch.testing.assert_close(chunk.waveform, theirs.waveform, atol=1e-5, rtol=1e-4)
+    chunks = list(other.stream(request, chunk_seconds=(0.04, 0.16)))
+    assert sum(len(chunk.waveform) for chunk in chunks) == len(theirs.waveform)
+
+
+def test_another_decoder_than_the_evaluated_one_is_refused(vocos_bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(vocos_bundle, tmp_path / "model")
+    weights = load_file(folder / "vocos/model.safetensors")
+    save_file({name: value * 0.5 if "head" in name else value for name, value in weights.items()},
+              folder / "vocos/model.safetensors")  # fmt: skip
+    with pytest.raises(ModelError, match=r"was evaluated with decoder .* use the model with the decoder of its own"):
+        Synthesizer.from_path(folder)
 
 
 def test_the_codec_hears_enough_of_what_came_before() -> None:

@@ -217,7 +217,8 @@ def bundle(workspace: Path) -> Path:
     for kind in ("ar", "nar"):
         run(workspace / kind, configure(), kind)
     write_bundle(workspace / "bundle", ar_dir=workspace / "ar/out", nar_dir=workspace / "nar/out",
-                 bpe=Path("artifacts/curate/bpe.json"), codec_name="none", sampling=SamplingConfig())  # fmt: skip
+                 bpe=Path("artifacts/curate/bpe.json"), codec_name="none", decoder="codec",
+                 sampling=SamplingConfig())  # fmt: skip
     return workspace / "bundle"
 
 

@@ -12,6 +12,7 @@ from valle2.bundled import bundled
 from valle2.config.sampling import SamplingConfig
 from valle2.errors import ModelError
 from valle2.stage import write_json
+from valle2.vocoder import OWN, PUBLISHED, decoder_digest, vocoder_files
 
 FORMAT = 1
 """Version of the voice model folder."""
@@ -24,6 +25,7 @@ def write_bundle(
     nar_dir: Path,
     bpe: Path,
     codec_name: str,
+    decoder: str,
     sampling: SamplingConfig,
     dtype: torch.dtype = torch.float16,
 ) -> None:
@@ -35,6 +37,7 @@ def write_bundle(
         nar_dir: Output of train-nar.
         bpe: The text tokenizer's `bpe.json`.
         codec_name: As in `tokenize.codec`; unless it is a published one, its files are copied in.
+        decoder: As in `evaluate.decoder`; the same holds.
         sampling: Settings that the model is to be used with.
         dtype: Of the stored weights; they are loaded as fp32.
 
@@ -59,6 +62,13 @@ def write_bundle(
         (folder / "codec").mkdir()
         for name in ("config.json", "model.safetensors"):
             shutil.copyfile(source / name, folder / "codec" / name)
+    decodes = {"name": decoder}
+    if decoder != OWN:
+        decodes["digest"] = decoder_digest(decoder)
+        if decoder != PUBLISHED:
+            (folder / "vocos").mkdir()
+            for file in vocoder_files(decoder):
+                shutil.copyfile(file, folder / "vocos" / file.name)
     codec = facts["ar"]["codec"]
     write_json(folder / "model.json", {
         "format": FORMAT,
@@ -67,6 +77,7 @@ def write_bundle(
         "nar": facts["nar"]["transformer"],
         "vocab_size": facts["ar"]["vocab_size"],
         "codec": {name: codec[name] for name in ("name", "digest", "codes_digest")},
+        "decoder": decodes,
         **{name: codec[name] for name in ("sample_rate", "frame_rate", "num_codebooks", "codebook_size")},
         "sampling": sampling.model_dump(),
     })  # fmt: skip

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 PACKAGES = (
-    "torch", "torchaudio", "encodec", "safetensors", "tokenizers", "jaxtyping", "pydantic", "pyyaml", "soundfile",
-    "num2words", "numpy", "pandas", "rich",
+    "torch", "torchaudio", "encodec", "vocos", "safetensors", "tokenizers", "jaxtyping", "pydantic", "pyyaml",
+    "soundfile", "num2words", "numpy", "pandas", "rich",
 )  # fmt: skip
 """What `valle2.voice_model` needs; MLflow would take minutes to find it out."""
 

@@ -27,6 +27,7 @@ from valle2.model.nar import NARModel
 from valle2.model_folder import read_facts
 from valle2.text import Bpe, normalise, split_sentences
 from valle2.types import Seconds
+from valle2.vocoder import OWN, Decoder, load_decoder, own_decoder
 
 CHUNK_SECONDS = (0.4, 3.2)
 """Length of a stream's first chunk, and of its longest; each is twice the one before it."""
@@ -34,6 +35,9 @@ LOOKAHEAD_SECONDS = 0.16
 """What a chunk's NAR passes see of the codes behind it."""
 CODEC_CONTEXT_SECONDS = 2.0
 """What the codec hears again before each chunk, for its state; the convolutions need 0.1 s, the LSTM forgets."""
+OVERLAP_SECONDS = 0.01
+"""What a decoder that looks ahead says twice, at a chunk's end and again at the next one's start: one fades over into
+the other."""
 PAUSE_SECONDS = 0.25
 """Between the sentences of a long text."""
 FADE_SECONDS = 0.01
@@ -97,8 +101,17 @@ class Chunk:
 class Synthesizer:
     """A voice model, loaded once, that speaks any number of utterances."""
 
-    def __init__(self, ar: ARModel, nar: NARModel, bpe: Bpe, codec: Codec, sampling: SamplingConfig) -> None:
+    def __init__(
+        self,
+        ar: ARModel,
+        nar: NARModel,
+        bpe: Bpe,
+        codec: Codec,
+        sampling: SamplingConfig,
+        decoder: Decoder | None = None,
+    ) -> None:
         self.ar, self.nar, self.bpe, self.codec = ar.eval(), nar.eval(), bpe, codec
+        self.decoder = decoder or own_decoder(codec)
         self.sampling = sampling
         """The settings that the model was evaluated with."""
         self.device = next(ar.parameters()).device
@@ -155,10 +168,17 @@ class Synthesizer:
                 f"voice model {folder} was trained on codes of codec {facts['codec']['digest'][:12]}, but "
                 f"{facts['codec']['name']} is {codec.digest[:12]} here; use the model with the codec of its own"
             )
+        wanted, vocos = facts.get("decoder", {"name": OWN}), folder / "vocos"
+        decoder = load_decoder(str(vocos) if vocos.is_dir() else wanted["name"], codec, device)
+        if decoder.name != OWN and decoder.digest != wanted["digest"]:
+            raise ModelError(
+                f"voice model {folder} was evaluated with decoder {wanted['digest'][:12]}, but {wanted['name']} is "
+                f"{decoder.digest[:12]} here; use the model with the decoder of its own"
+            )
         sampling = SamplingConfig.model_validate(facts["sampling"])
         for model in (ar, nar):
             prepare(model.to(device).eval(), weights)
-        return cls(ar, nar, Bpe.load(folder / "bpe.json"), codec, sampling)
+        return cls(ar, nar, Bpe.load(folder / "bpe.json"), codec, sampling, decoder)
 
     def synthesize(
         self,
@@ -295,14 +315,21 @@ class Synthesizer:
         prompt = self._prompt_codes(request.prompt)
         rate = float(self.codec.frame_rate)
         lookahead, size = round(LOOKAHEAD_SECONDS * rate), round(chunk_seconds[0] * rate)
-        done, heard = prompt, prompt[0, :0]
+        done, heard, tail = prompt, prompt[0, :0], torch.zeros(0)
         for group, (reason,) in decode_groups(self.ar, text, text_lengths, [prompt], [request.seed], sampling, rate):
             heard = torch.cat([heard, group[0]])
             if reason is None and len(heard) < size + lookahead:
                 continue
             heard = cut(heard, self.ar.eos) if reason else heard
-            new = self._refine(text, text_lengths, [done], [heard])[0][:, : None if reason else size]
-            waveform = self._decode(done, new, round(CODEC_CONTEXT_SECONDS * rate))
+            refined = self._refine(text, text_lengths, [done], [heard])[0]
+            new = refined[:, : None if reason else size]
+            ahead = refined[:, new.shape[1] : new.shape[1] + self.decoder.context]
+            decoded = self._decode(done, torch.cat([new, ahead], 1), round(CODEC_CONTEXT_SECONDS * rate))
+            end = new.shape[1] * self.codec.hop_length
+            waveform, tail = (
+                fade_over(tail, decoded[:end]),
+                decoded[end : end + round(OVERLAP_SECONDS * self.sample_rate)],
+            )
             yield Chunk(waveform, new, reason)
             done, heard = torch.cat([done, new], 1), heard[new.shape[1] :]
             size = min(2 * size, round(chunk_seconds[1] * rate))
@@ -357,8 +384,15 @@ class Synthesizer:
         if not new.shape[1]:
             return torch.zeros(0, device=new.device)
         before = before if context is None else before[:, -context:]
-        waveform = self.codec.decode(torch.cat([before, new], 1)[None])[0]
+        waveform = self.decoder.decode(torch.cat([before, new], 1)[None])[0]
         return waveform[before.shape[1] * self.codec.hop_length :]
+
+
+def fade_over(tail: Float[Tensor, "m"], waveform: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """A waveform whose first samples come, less and less, from what was expected of them."""
+    size = min(len(tail), len(waveform))
+    share = torch.linspace(0, 1, size + 2, device=waveform.device)[1:-1]
+    return torch.cat([tail[:size] * (1 - share) + waveform[:size] * share, waveform[size:]])
 
 
 def join_spoken(parts: Sequence[Synthesis], sample_rate: int) -> Synthesis:

@@ -4,9 +4,9 @@
     python -m flows factory --params params/champion.yaml --data build/champion-data --side-by-side 2
     python -m demo.recipes.champion valle2/1
 
-The first two commands train a champion from scratch through this pipeline; the last copies the model's folder, with the
-lineage records of all that made it, to `demo/champion/`, and writes its card. A model that `make demo` or another run
-has trained on from it is bundled the same way.
+The first two commands train a champion on from the one before it; the last copies the model's folder, with the lineage
+records of all that made it, to `demo/champion/`, and writes its card. A model that `make demo` or another run has
+trained on from it is bundled the same way.
 """
 
 import argparse

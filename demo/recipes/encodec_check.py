@@ -4,6 +4,7 @@
 
 prints one JSON object: word error rate, DNSMOS P.808 and speaker similarity before and after, spectral distance, how
 many entries of each codebook occur, and how well each tells phones apart. Without `--asr` there is no word error rate.
+With `--decoder demo/models/vocos` a Vocos decodes.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from demo.recipes.encodec import SpectralLoss
 from demo.recipes.material import timed_phones
 from valle2.codec import Codec, load_codec
 from valle2.evaluation.metrics import load_speaker_encoder, similarity
+from valle2.vocoder import OWN, Decoder, load_decoder
 
 ASR_RATE = 16_000
 DNSMOS_SECONDS = 9
@@ -136,13 +138,13 @@ def speaker_wins(waves: list[Tensor], prompts: list[Tensor], sample_rate: int) -
     return sum(wins) / (len(wins) * (len(waves) - 1))
 
 
-def score(codec: Codec, recordings: list[HeldOut], asr: Path | None) -> dict[str, Any]:
-    """All scores of a codec; `asr` is a CTranslate2 Whisper folder."""
+def score(codec: Codec, decoder: Decoder, recordings: list[HeldOut], asr: Path | None) -> dict[str, Any]:
+    """All scores of a codec and what decodes; `asr` is a CTranslate2 Whisper folder."""
     loss = SpectralLoss()
     rate = codec.sample_rate
     before = [recording.wave for recording in recordings]
     codes = [codec.encode(wave[None]) for wave in before]
-    after = [codec.decode(code)[0, : len(wave)] for code, wave in zip(codes, before, strict=True)]
+    after = [decoder.decode(code)[0, : len(wave)] for code, wave in zip(codes, before, strict=True)]
     books = torch.cat([code[0] for code in codes], dim=1)
     shares = [torch.bincount(book, minlength=codec.codebook_size) / books.shape[1] for book in books]
     pairs = zip(after, before, strict=True)
@@ -150,6 +152,7 @@ def score(codec: Codec, recordings: list[HeldOut], asr: Path | None) -> dict[str
     phones = [phone_at(recording, times) for recording, times in zip(recordings, middles, strict=True)]
     scores: dict[str, Any] = {
         "codec": codec.digest,
+        "decoder": decoder.digest,
         "seconds": round(sum(map(len, before)) / rate),
         "spectral_loss": round(float(np.mean([loss(a[None, None], b[None, None]).item() for a, b in pairs])), 3),
         "p808_before": round(float(np.mean([quality(wave, rate) for wave in before])), 2),
@@ -175,12 +178,14 @@ def main() -> None:
     """Read the command line and print the scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path, help="data/ folder that demo.corpus wrote")
-    parser.add_argument("--codec", default="bundled", help="name or path, as for valle2.codec.load_codec")
+    parser.add_argument("--codec", default="bundled", help="name or path, as for tokenize.codec")
+    parser.add_argument("--decoder", default=OWN, help="as for evaluate.decoder")
     parser.add_argument("--asr", type=Path, help="folder of a CTranslate2 Whisper")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     codec = load_codec(arguments.codec)
-    print(json.dumps(score(codec, held_out(arguments.corpus, codec.sample_rate), arguments.asr), indent=2))
+    recordings = held_out(arguments.corpus, codec.sample_rate)
+    print(json.dumps(score(codec, load_decoder(arguments.decoder, codec), recordings, arguments.asr), indent=2))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ A voice model does not say the codes of a recording: its NAR model fills in, fra
 likeliest codes of the finer codebooks, and those of neighbouring frames do not agree on where in a period of the voice
 they are. A decoder that only ever heard an encoder's codes makes a hoarse voice of them. So, as vocoders are tuned on
 what the model before them predicts, here each utterance of the material gets the first codebook of its own recording
-and the others from the NAR model, behind another utterance of its voice as prompt. `demo.recipes.encodec` takes them
-with `--predicted`.
+and the others from the NAR model, behind another utterance of its voice as prompt. `demo.recipes.encodec` and
+`demo.recipes.vocos` take them with `--predicted`. An interrupted run goes on where it was.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from valle2.model.nar import NARModel
 from valle2.synthesis import Synthesizer
 from valle2.text import normalise
 
-BATCH = 4
+BATCH, BLOCK = 4, 64
+"""Utterances that are predicted together; a block is sorted by length, so that they are equally long."""
 PEAKS = (0.3, 1.0)
 NOISE = 1.4e-3
 """Bounds of the peak, and of the noise's greatest amplitude, as in the demo's corpus."""
@@ -55,7 +56,10 @@ def draw_pairs(clips: list[Clip], number: int, seed: int) -> list[tuple[Clip, Cl
         mine = voices[order[turn % len(order)]]
         prompt, target = rng.choice(len(mine), 2, replace=False)
         pairs.append((mine[prompt], mine[target]))
-    return pairs
+    blocks = [pairs[first : first + BLOCK] for first in range(0, number, BLOCK)]
+    return [
+        pair for block in blocks for pair in sorted(block, key=lambda pair: sum(len(clip.samples) for clip in pair))
+    ]
 
 
 @torch.inference_mode()
@@ -100,7 +104,7 @@ def main() -> None:
     parser.add_argument("material", type=Path, help="folder of demo.recipes.material")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--champion", type=Path, default=Path("demo/champion"), help="voice model folder")
-    parser.add_argument("--number", type=int, default=400)
+    parser.add_argument("--number", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -108,6 +112,8 @@ def main() -> None:
     pairs = draw_pairs(load_material(arguments.material), arguments.number, arguments.seed)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for first in range(0, len(pairs), BATCH):
+        if (arguments.folder / f"{min(first + BATCH, len(pairs)) - 1:05d}.npz").exists():
+            continue
         batch = predict(synthesizer, pairs[first : first + BATCH], np.random.default_rng([arguments.seed, first]))
         for place, item in enumerate(batch, first):
             np.savez(arguments.folder / f"{place:05d}.npz", codes=item.codes, samples=item.samples)

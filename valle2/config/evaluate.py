@@ -27,6 +27,11 @@ class EvaluateConfig(Section):
     )
     cut_words_share: Fraction = Field(0.5, description="CUT%: audio shorter than this share of the reference's pace")
     trailing_silence: Seconds = Field(2.0, description="s; INF%: a longer trailing silence, or no EOS by the cap")
+    decoder: str = Field(
+        "codec",
+        description="codes to sound: `codec` is its own decoder; or a Vocos (4.1.1): `bundled`, `vocos-encodec-24khz`, "
+        "or a folder",
+    )
     sampling: SamplingConfig = SamplingConfig()
 
 

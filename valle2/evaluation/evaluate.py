@@ -42,6 +42,7 @@ from valle2.shards import read_manifest
 from valle2.stage import output, partial, publish, tree_sha256, write_bytes, write_json, write_text
 from valle2.synthesis import Request, Synthesizer
 from valle2.types import StageResult
+from valle2.vocoder import decoder_digest, load_decoder
 
 BATCH = 8
 """Cases synthesised at once."""
@@ -65,6 +66,7 @@ def evaluate(config: EvaluateParams) -> StageResult:
     inputs = [
         config.evaluate.model_dump(mode="json"), config.tokenize.codec, config.runtime.seed, config.transcribe.language,
         tree_sha256(output("train-ar"), output("train-nar"), bpe, output("tokenize") / "manifest.json"),
+        decoder_digest(config.evaluate.decoder),
     ]  # fmt: skip
     with partial("evaluate", inputs) as work:
         out = work / "out"
@@ -72,7 +74,7 @@ def evaluate(config: EvaluateParams) -> StageResult:
         bundle = out / "model"
         write_bundle(
             bundle, ar_dir=output("train-ar"), nar_dir=output("train-nar"), bpe=bpe, codec_name=config.tokenize.codec,
-            sampling=config.evaluate.sampling,
+            decoder=config.evaluate.decoder, sampling=config.evaluate.sampling,
         )  # fmt: skip
         cases = choose_cases(output("tokenize"), config.evaluate, config.transcribe.language)
         with progress("evaluate", len(cases) * (1 + len(ROWS)), "utterances") as advance:
@@ -131,13 +133,14 @@ def _speak(
 def _reconstruct(folder: Path, cases: Sequence[Case], config: EvaluateParams) -> None:
     """The readings as they are, and as the codec gives them back."""
     codec = load_codec(config.tokenize.codec, config.runtime.device)
+    decoder = load_decoder(config.evaluate.decoder, codec, config.runtime.device)
     for case in cases:
         _save(folder / "ground_truth" / f"{case.id}.wav", case.reference, codec.sample_rate)
         _save(folder / "prompt" / f"{case.id}.wav", case.prompt.wave, codec.sample_rate)
         path = folder / "reconstruction" / f"{case.id}.wav"
         if not path.is_file():
             codes = torch.from_numpy(case.codes.astype(np.int64))[None]
-            wave = codec.decode(codes.to(config.runtime.device))[0].cpu().numpy()
+            wave = decoder.decode(codes.to(config.runtime.device))[0].cpu().numpy()
             _save(path, wave[: len(case.reference)], codec.sample_rate)
 
 
@@ -179,7 +182,12 @@ def _score(
             entry["rows"][row] = json.loads(done.read_text())
             advance(1)
         scored.append(entry)
-    names = {"wer_model": asr_name(settings.asr), "sim_model": encoder.name, "dnsmos_model": dnsmos_name()}
+    names = {
+        "wer_model": asr_name(settings.asr),
+        "sim_model": encoder.name,
+        "dnsmos_model": dnsmos_name(),
+        "decoder": config.evaluate.decoder,
+    }
     return scored, names
 
 
