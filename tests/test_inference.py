@@ -7,11 +7,14 @@ import torch
 from torch import nn
 
 from tests.test_model_ar import example, tiny
-from valle2.model.inference import Int8Linear, PackedLinear, Weights, prepare
+from valle2.errors import ModelError
+from valle2.model.inference import Int8Linear, PackedLinear, Weights, has_bfloat16, prepare
 
 
 @pytest.mark.parametrize(("weights", "error"), [("float32", 1e-5), ("bfloat16", 2e-2), ("int8", 4e-2)])
 def test_scores_are_those_of_the_plain_model_to_rounding(weights: Weights, error: float) -> None:
+    if weights == "bfloat16" and not has_bfloat16():
+        pytest.skip("this processor has no bfloat16")
     plain = tiny()
     torch.nn.init.normal_(plain.code_embedding.weight, std=0.6)
     packed = prepare(copy.deepcopy(plain), weights)
@@ -24,6 +27,12 @@ def test_scores_are_those_of_the_plain_model_to_rounding(weights: Weights, error
         wanted = plain.decode_one_group(group, lengths // 2, cache)
         found = packed.decode_one_group(group, lengths // 2, packed_cache)
         assert (found - wanted).abs().max() < error * wanted.std() * 4
+
+
+def test_bfloat16_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("valle2.model.inference.has_bfloat16", lambda: False)
+    with pytest.raises(ModelError, match="bfloat16 weights need a processor with AVX-512; here use int8 or float32"):
+        prepare(tiny(), "bfloat16")
 
 
 @pytest.mark.parametrize("bias", [True, False])

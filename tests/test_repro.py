@@ -12,7 +12,7 @@ import yaml
 from tests.tiny import make_repository
 from valle2.types import STAGES
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def run(folder: Path, *command: str) -> str:

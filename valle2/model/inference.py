@@ -54,6 +54,11 @@ class Int8Linear(nn.Module):
         return y
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor's kernels read bfloat16 weights."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def prepare(model: nn.Module, weights: Weights) -> nn.Module:
     """Make a model ready for inference in place; it cannot be trained or saved afterwards.
 
@@ -63,12 +68,14 @@ def prepare(model: nn.Module, weights: Weights) -> nn.Module:
             whole model is float32 or bfloat16.
 
     Raises:
-        ModelError: int8 was asked for on a GPU.
+        ModelError: int8 was asked for on a GPU, or bfloat16 on a processor that cannot read it.
     """
     if next(model.parameters()).device.type != "cpu":
         if weights == "int8":
             raise ModelError("int8 weights are for CPUs; on a GPU use bfloat16")
         return model.to(getattr(torch, weights))
+    if weights == "bfloat16" and not has_bfloat16():
+        raise ModelError("bfloat16 weights need a processor with AVX-512; here use int8 or float32")
     if weights == "float32" and not torch.backends.mkldnn.is_available():
         return model
     for parent in list(model.modules()):
