@@ -21,7 +21,16 @@ if command -v uv >/dev/null; then
 else
     if [ ! -x "$tools/bin/uv" ]; then
         echo "setup: no uv on this machine, bringing one into $tools"
-        "$python" -m pip install --quiet --disable-pip-version-check --target "$tools" uv
+        installer=$python
+        if ! "$python" -m pip --version >/dev/null 2>&1; then
+            # The Python of another virtual environment may have none.
+            if ! "$python" -m venv "$tools/pip" >/dev/null 2>&1; then
+                echo "setup: found neither uv nor pip for $python; install one of them, such as Debian's python3-venv" >&2
+                exit 2
+            fi
+            installer=$tools/pip/bin/python
+        fi
+        "$installer" -m pip install --quiet --disable-pip-version-check --target "$tools" uv
     fi
     uv=$tools/bin/uv
 fi

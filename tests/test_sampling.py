@@ -105,6 +105,21 @@ def literal_distribution(logits: torch.Tensor, history: list[int], s: Sampling) 
             for share, repeated, whole in zip(first, again, p, strict=True)]  # fmt: skip
 
 
+@pytest.mark.parametrize("ras_ends", [True, False])
+def test_second_draw_may_end_the_utterance_as_printed(ras_ends: bool) -> None:
+    """Code 3 repeats, so every row is drawn again: from all codes, or, with `ras_ends` off, from all but EOS."""
+    p = torch.full((20,), 0.005)
+    p[3], p[EOS] = 0.6, 0.31
+    rows = 20_000
+    uniforms = torch.rand(rows, 1, 2, generator=torch.Generator().manual_seed(9))
+    settings = Sampling(top_p=0.5, ras_ends=ras_ends)
+    made, _ = sample_group(p.log().expand(rows, 1, 20), torch.full((rows, 10), 3), uniforms, settings, EOS)
+    shares = torch.bincount(made[:, 0], minlength=20) / rows
+    wanted = p if ras_ends else p * (torch.arange(20) != EOS)
+    torch.testing.assert_close(shares, wanted / wanted.sum(), atol=0.015, rtol=0)
+    assert (shares[EOS] > 0) == ras_ends
+
+
 def test_top_p_zero_is_greedy() -> None:
     logits = torch.randn(8, 20, generator=torch.Generator().manual_seed(0))
     assert run(logits, [-1], Sampling(top_p=0.0, ras_window=0)) == logits.argmax(-1).tolist()

@@ -151,6 +151,17 @@ def test_training_is_deterministic_and_writes_its_outputs(workspace: Path, kind:
         assert {"valid_loss_codebook_1", "valid_loss_codebook_2"} <= set(points[-1])
 
 
+@pytest.mark.parametrize(("early", "wanted"), [(0.0, [0.5, 0.5]), (1.0, [2 / 3, 1 / 3])])
+def test_nar_codebooks_are_drawn_as_often_as_told(early: float, wanted: list[float]) -> None:
+    objective = NAR(configure(early_codebooks=early), CodecFacts.of(MANIFEST))
+    drawn: list[int] = []
+    objective._loss = lambda model, batch, codebook, condition: drawn.append(codebook) or {}  # type: ignore[method-assign,func-returns-value,return-value]
+    torch.manual_seed(0)
+    for _ in range(4000):
+        objective.loss(torch.nn.Identity(), SimpleNamespace(code_lengths=torch.tensor([90])))  # type: ignore[arg-type]
+    torch.testing.assert_close(torch.bincount(torch.tensor(drawn))[1:] / 4000, torch.tensor(wanted), atol=0.03, rtol=0)
+
+
 @pytest.mark.parametrize(("kind", "bf16", "ema"), [("ar", True, 0.0), ("nar", False, 0.9)])
 def test_killed_training_goes_on_to_the_same_bytes(workspace: Path, kind: str, bf16: bool, ema: float) -> None:
     changes = {"bf16": bf16, "ema_decay": ema, "log_every": 1}

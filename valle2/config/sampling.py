@@ -14,4 +14,5 @@ class SamplingConfig(Section):
     ras_window: Count = Field(10, description="codes looked back on, K; 0 switches RAS off")
     ras_threshold: Fraction = Field(0.1, description="repetition ratio t_r above which the code is drawn again")
     count_self: bool = Field(True, description="the ratio counts the new code itself, as printed in Algorithm 1")
+    ras_ends: bool = Field(True, description="the second draw may be EOS, as in Algorithm 1; else only the first may")
     max_seconds: Seconds = Field(20.0, description="s of new speech after which decoding stops with finish_reason cap")

@@ -23,6 +23,11 @@ class TrainConfig(Section):
         0.0,
         description="share of utterances cut at word times into spans of 1-4 words, anew in every epoch; 0: none, as in the paper",
     )
+    early_codebooks: float = Field(
+        0.0,
+        ge=0,
+        description="NAR only: a step's codebook j (of 1-7) is drawn with weight j^-this; 0: evenly, as in the paper (3.3.2)",
+    )
     guide: float = Field(
         0.0,
         ge=0,

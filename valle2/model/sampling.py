@@ -20,6 +20,7 @@ class Sampling:
     ras_window: int = 10
     ras_threshold: float = 0.1
     count_self: bool = True
+    ras_ends: bool = True
 
 
 def nucleus(probabilities: Float[Tensor, "b v"], top_p: float) -> Float[Tensor, "b v"]:
@@ -71,7 +72,9 @@ def sample_group(
     """Draw one group, slot by slot (Algorithm 1).
 
     The second draw is from the original distribution: nothing is masked, and there is no nucleus. EOS is exempt from
-    the ratio, or a group of EOS would draw itself again. (The paper says neither how EOS is treated.)
+    the ratio, or a group of EOS would draw itself again. (The paper says neither how EOS is treated.) With `ras_ends`
+    off, which is ours, the second draw leaves EOS out: in a pause nearly every code is drawn twice, and where EOS has a
+    little of the distribution in every frame, some utterances end in their middle.
 
     Args:
         logits: Scores of the group's codes.
@@ -95,6 +98,8 @@ def sample_group(
                 threshold=sampling.ras_threshold,
                 count_self=sampling.count_self,
             )
+            if not sampling.ras_ends:
+                probabilities[:, eos] = 0
             code = torch.where(again, draw(probabilities, uniforms[:, slot, 1]), code)
         history = torch.cat([history[:, 1:], code[:, None]], 1)
         group.append(code)

@@ -81,7 +81,7 @@ class AR:
 
 
 class NAR:
-    """Codebooks 1-7, one drawn for each batch (3.3.2)."""
+    """Codebooks 1-7, one drawn for each batch (3.3.2), evenly unless `early_codebooks` says otherwise."""
 
     kind: Kind = "nar"
     group_size = 1
@@ -91,12 +91,13 @@ class NAR:
         self.num_codebooks, self.codebook_size = codec.num_codebooks, codec.codebook_size
         self.frame_rate = codec.frame_rate
         self.weights = {"loss": 1.0}
+        self.draws = torch.arange(1, codec.num_codebooks, dtype=torch.float) ** -self.train.early_codebooks
 
     def build(self, vocab_size: int) -> NARModel:
         return NARModel(TransformerShape(**self.shape.model_dump()), vocab_size, self.num_codebooks, self.codebook_size)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        codebook = int(torch.randint(1, self.num_codebooks, ()))
+        codebook = 1 + int(torch.multinomial(self.draws, 1))
         condition = draw_condition_lengths(batch.code_lengths, self.frame_rate)
         return self._loss(model, batch, codebook, condition)
 
