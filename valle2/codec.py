@@ -154,7 +154,7 @@ def load_codec(name: str, device: str = "cpu") -> Codec:
         return Codec(_read_genuine(path), name, file_sha256(path), device)
     raise CodecError(
         f"Found no codec at {path}; expected a folder with config.json and model.safetensors, or an encodec_24khz-*.th "
-        f"file: set tokenize.codec to `bundled`, `{GENUINE}` or such a path."
+        f"file: set codec.name to `bundled`, `{GENUINE}` or such a path."
     )
 
 
@@ -241,7 +241,7 @@ def _fetch_genuine() -> tuple[EncodecModel, str, str]:
     except (urllib.error.URLError, RuntimeError, OSError) as error:
         raise CodecError(
             f"Found no way to fetch {_GENUINE_FILE} ({_first_line(error)}); expected it in torch's hub folder or a "
-            "network: set tokenize.codec to the path of a copy, or to `bundled`."
+            "network: set codec.name to the path of a copy, or to `bundled`."
         ) from error
     path = Path(torch.hub.get_dir()) / "checkpoints" / _GENUINE_FILE
     return _genuine(state, path), GENUINE, file_sha256(path)
