@@ -46,8 +46,9 @@ def state_digest(codec: Codec) -> str:
 
 
 def test_batched_tokens_are_the_packages_own(codec: Codec, utterances: list[torch.Tensor]) -> None:
-    codes = codec.encode(*as_batch(utterances))
-    for row, wave in zip(codes, utterances, strict=True):
+    waves = utterances + [utterances[0][3000 : 3000 + length] for length in (1, 321, 1919, 2240, 5000)]
+    codes = codec.encode(*as_batch(waves))
+    for row, wave in zip(codes, waves, strict=True):
         with torch.inference_mode():  # convolutions that keep what a gradient needs round differently
             [(wanted, _)] = codec._model.encode(wave[None, None])
         assert torch.equal(row[:, : wanted.shape[2]], wanted[0])

@@ -13,7 +13,7 @@ def bundled(name: str) -> Path:
     The working copy's own comes first, so that a run uses the models of the revision that it runs.
 
     Args:
-        name: `encodec`, `whisper` or `aligner`.
+        name: `encodec`, `vocos`, `whisper` or `aligner`.
 
     Raises:
         ConfigError: Neither the working folder nor the installed source tree holds it.

@@ -35,6 +35,8 @@ from valle2.types import SPLITS, Split, StageResult
 FIELDS = ("cuts", "codes", "recording")
 _SUFFIX = {"cuts": "jsonl", "codes": "tar", "recording": "tar"}
 _FULL_SCALE = 32768
+_BATCH = 16
+"""Cuts of similar length that are encoded together."""
 
 
 @dataclass(frozen=True)
@@ -163,10 +165,17 @@ def _shard(
             advance(sum(cut.duration for cut in cuts), f"{split} shard {index} was done")
             return entry
     folder.mkdir(parents=True, exist_ok=True)
-    encoded: list[Encoded] = []
-    for cut, item in zip(cuts, pool.map(lambda cut: _encode(cut, codec), cuts), strict=True):
-        encoded.append(item)
-        advance(cut.duration)
+    order = sorted(range(len(cuts)), key=lambda place: cuts[place].duration)
+    batches = [order[first : first + _BATCH] for first in range(0, len(order), _BATCH)]
+    made: dict[int, Encoded] = {}
+
+    def encode(batch: list[int]) -> list[Encoded]:
+        return _encode([cuts[place] for place in batch], codec)
+
+    for batch, items in zip(batches, pool.map(encode, batches), strict=True):
+        made |= dict(zip(batch, items, strict=True))
+        advance(sum(cuts[place].duration for place in batch))
+    encoded = [made[place] for place in range(len(cuts))]
     names = {field: f"{field}.{index:06d}.{_SUFFIX[field]}" for field in FIELDS}
     _write_shard(folder, names, cuts, encoded, codec)
     entry = {field: {"file": name, "sha256": file_sha256(folder / name)} for field, name in names.items()}
@@ -178,12 +187,18 @@ def _shard(
     return entry
 
 
-def _encode(cut: MonoCut, codec: Codec) -> Encoded:
-    """A cut's 16-bit samples and the codes of these very samples."""
-    waveform = cut.resample(codec.sample_rate).load_audio()[0]
-    samples = np.clip(np.rint(waveform * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
-    codes = codec.encode(torch.from_numpy(samples.astype(np.float32) / _FULL_SCALE)[None])
-    return Encoded(samples, codes[0].cpu().numpy().astype(np.int16))
+def _encode(cuts: list[MonoCut], codec: Codec) -> list[Encoded]:
+    """The 16-bit samples of each cut and the codes of these very samples."""
+    waves = [cut.resample(codec.sample_rate).load_audio()[0] * _FULL_SCALE for cut in cuts]
+    samples = [np.clip(np.rint(wave), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16) for wave in waves]
+    padded = np.zeros((len(cuts), max(map(len, samples))), np.float32)
+    for row, own in zip(padded, samples, strict=True):
+        row[: len(own)] = own.astype(np.float32) / _FULL_SCALE
+    codes = codec.encode(torch.from_numpy(padded), torch.tensor([len(own) for own in samples])).cpu().numpy()
+    return [
+        Encoded(own, found[:, : -(-len(own) // codec.hop_length)].astype(np.int16))
+        for own, found in zip(samples, codes, strict=True)
+    ]
 
 
 def _write_shard(
