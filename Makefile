@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # The stages are commands that DVC and the flows start by name.
 export PATH := $(abspath $(BIN)):$(PATH)
+# Where it is set, every stage compiles all that it imports anew: half a minute each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
