@@ -11,7 +11,16 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.report import Figure, main
-from benchmarks.timing import FRAME_RATE, PROMPT_FRAMES, TEXT_TOKENS, ar_seconds, build_ar, inputs, median_seconds
+from benchmarks.timing import (
+    FRAME_RATE,
+    PROMPT_FRAMES,
+    TEXT_TOKENS,
+    ar_seconds,
+    build_ar,
+    bytes_read,
+    inputs,
+    median_seconds,
+)
 from valle2.decoding import pad
 from valle2.model.ar import ARModel
 from valle2.model.inference import Weights, has_bfloat16
@@ -69,7 +78,7 @@ def run(options: argparse.Namespace) -> Sequence[Figure]:
             steps[kind].append(step_seconds(build_ar(options, weights=kind)))
     step = {kind: statistics.median(values) for kind, values in steps.items()}
     length = TEXT_TOKENS + 2 + PROMPT_FRAMES + SECONDS * FRAME_RATE / 2
-    read = parameters(options) * 4 + 2 * 4 * options.layers * options.dim * length
+    read = bytes_read(options, 1, 4, 1, length)
     copying, reading = bandwidths(int(read), options.repeats)
     ar = build_ar(options)
     cached = ar_seconds(ar, SECONDS)
@@ -87,12 +96,6 @@ def run(options: argparse.Namespace) -> Sequence[Figure]:
         *(Figure(f"float32 / {kind}", step["float32"] / step[kind], wanted=faster[kind]) for kind in kinds[1:]),
         Figure("steps of a batch of 8 in the time of 8 / batch 1", 8 * step["float32"] / batched, wanted=4.5),
     ]
-
-
-def parameters(options: argparse.Namespace) -> int:
-    """Weights that a step reads: all blocks, and the codes' embedding as the head."""
-    block = 12 * options.dim**2 + 13 * options.dim
-    return options.layers * block + 1025 * options.dim
 
 
 if __name__ == "__main__":

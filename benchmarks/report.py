@@ -1,4 +1,7 @@
-"""How a benchmark reports: a table on the screen, a JSON file and a plot. Figures are ratios within one run."""
+"""How a benchmark reports: a table on the screen, a JSON file and a plot. Figures are ratios within one run.
+
+It needs torch alone; without matplotlib there is no plot.
+"""
 
 import argparse
 import json
@@ -7,11 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
-from matplotlib import pyplot
-from rich.console import Console
-from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,22 @@ class Figure:
         return self.value >= self.wanted if self.at_least else self.value <= self.wanted
 
 
-def main(title: str, run: Callable[[argparse.Namespace], Sequence[Figure]]) -> None:
-    """Read the options that all benchmarks share, run one, and report."""
+def main(title: str, run: Callable[[argparse.Namespace], Sequence[Figure]], **more: str | float) -> None:
+    """Read the options that all benchmarks share, run one, and report.
+
+    Args:
+        title: Of the report.
+        run: What measures.
+        more: Further options and their defaults.
+    """
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3, help="timings of each, of which the median counts")
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
+    for name, default in more.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -59,18 +66,29 @@ def main(title: str, run: Callable[[argparse.Namespace], Sequence[Figure]]) -> N
 
 def report(title: str, name: str, figures: Sequence[Figure], options: argparse.Namespace) -> None:
     """Print, and write `NAME.json` and `NAME.png`."""
-    table = Table("figure", "measured", "wanted", "", title=title, title_justify="left")
+    width = max(len(figure.name) for figure in figures)
+    print(title)
     for figure in figures:
         bound = "" if figure.wanted is None else f"{'>=' if figure.at_least else '<='} {figure.wanted:g}"
         mark = {None: "", True: "reached", False: "not reached"}[figure.reached]
-        table.add_row(figure.name, f"{figure.value:.3g} {figure.unit}", bound, mark)
-    Console().print(table)
+        print(f"  {figure.name:{width}}  {figure.value:9.3g} {figure.unit:5}  {bound:8}  {mark}".rstrip())
     options.out.mkdir(parents=True, exist_ok=True)
     machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
                "torch": torch.__version__}  # fmt: skip
     rows = [asdict(figure) | {"reached": figure.reached} for figure in figures]
     facts = {"title": title, "layers": options.layers, "dim": options.dim, "machine": machine, "figures": rows}
     (options.out / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    plot(title, figures, options.out / f"{name}.png")
+
+
+def plot(title: str, figures: Sequence[Figure], path: Path) -> None:
+    """Bars of the ratios, with their bounds."""
+    try:
+        import matplotlib as mpl
+        from matplotlib import pyplot
+    except ModuleNotFoundError:
+        print("no plot: matplotlib is not installed")
+        return
     mpl.use("Agg")
     ratios = [figure for figure in figures if figure.unit in ("times", "share")]
     _, axes = pyplot.subplots(figsize=(8, 0.5 * len(ratios) + 1))
@@ -80,5 +98,5 @@ def report(title: str, name: str, figures: Sequence[Figure], options: argparse.N
             axes.plot([figure.wanted] * 2, [row - 0.4, row + 0.4], color="#c03030")
     axes.invert_yaxis()
     axes.set_title(title)
-    pyplot.savefig(options.out / f"{name}.png", bbox_inches="tight", dpi=120)
+    pyplot.savefig(path, bbox_inches="tight", dpi=120)
     pyplot.close()

@@ -11,12 +11,9 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.report import Figure, main
-from benchmarks.timing import build_ar
+from benchmarks.timing import build_ar, build_nar
 from valle2.codec import load_codec
 from valle2.config.sampling import SamplingConfig
-from valle2.model.inference import prepare
-from valle2.model.layers import TransformerShape
-from valle2.model.nar import NARModel
 from valle2.synthesis import Request, Synthesizer
 from valle2.text import train_bpe
 
@@ -27,10 +24,7 @@ def build(options: argparse.Namespace) -> Synthesizer:
     """A voice model of random weights with the bundled codec, which speaks until the cap."""
     bpe = train_bpe(["the captain sees two old boats and a green bird sings today"], 60)
     ar = build_ar(options, 1)
-    shape = TransformerShape(options.layers, options.dim, max(options.dim // 64, 1), 4 * options.dim, 0.1, 512, 4096)
-    nar = NARModel(shape, 4000).eval()
-    prepare(nar, "float32")
-    return Synthesizer(ar, nar, bpe, load_codec("bundled"), SamplingConfig(max_seconds=SECONDS))
+    return Synthesizer(ar, build_nar(options), bpe, load_codec("bundled"), SamplingConfig(max_seconds=SECONDS))
 
 
 def run(options: argparse.Namespace) -> Sequence[Figure]:

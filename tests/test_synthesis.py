@@ -261,28 +261,28 @@ class Scripted(ARModel):
 
 
 def speak(
-    ar: ARModel, settings: SamplingConfig, prompt: Tensor | None = None, seed: int = 0
+    ar: ARModel, sampling: Sampling, max_frames: int, prompt: Tensor | None = None, seed: int = 0
 ) -> tuple[Tensor, str, int]:
     prompt = torch.zeros(8, 4, dtype=torch.long) if prompt is None else prompt
     text, length = torch.zeros(1, 3, dtype=torch.long), torch.tensor([3])
     with torch.no_grad():
-        return generate_codes(ar.eval(), text, length, [prompt], [seed], settings, RATE)[0]
+        return generate_codes(ar.eval(), text, length, [prompt], [seed], sampling, max_frames)[0]
 
 
 @pytest.mark.parametrize(("slot", "expected"), [(0, [3, 4, 3, 4]), (1, [3, 4, 3, 4, 3])])
 def test_decoding_stops_at_the_first_eos_in_any_slot(slot: int, expected: list[int]) -> None:
-    codes, reason, steps = speak(Scripted(3, slot), SETTINGS)
+    codes, reason, steps = speak(Scripted(3, slot), Sampling(), 30)
     assert codes.tolist() == expected
     assert (reason, steps) == ("eos", 3)
 
 
 def test_decoding_stops_at_the_cap_and_says_so() -> None:
-    codes, reason, steps = speak(Scripted(1000, 0), SETTINGS)
+    codes, reason, steps = speak(Scripted(1000, 0), Sampling(), 30)
     assert (len(codes), reason, steps) == (30, "cap", 15)
 
 
 def test_decoding_stops_at_the_end_of_the_position_table() -> None:
-    codes, reason, _ = speak(Scripted(1000, 0), SamplingConfig(max_seconds=100.0))
+    codes, reason, _ = speak(Scripted(1000, 0), Sampling(), 7500)
     assert (len(codes), reason) == (120 - 4, "cap")
 
 
@@ -291,26 +291,25 @@ def test_cached_decoding_equals_algorithm_1_without_a_cache() -> None:
     ar = ARModel(SHAPE, vocab_size=20, group_size=2, codebook_size=50)
     torch.nn.init.normal_(ar.code_embedding.weight, std=0.5)
     prompt = torch.randint(0, 50, (8, 14))
-    codes, _, _ = speak(ar, SETTINGS, prompt, seed=5)
+    codes, _, _ = speak(ar, Sampling(), 30, prompt, seed=5)
     generator, expected = torch.Generator().manual_seed(5), prompt[0].tolist()
     text, length = torch.zeros(1, 3, dtype=torch.long), torch.tensor([3])
-    settings = Sampling(**SETTINGS.model_dump(exclude={"max_seconds"}))
     with torch.no_grad():
         while len(expected) < 14 + 30:
             logits, _ = ar.prefill(text, length, torch.tensor([expected]), torch.tensor([len(expected)]), 0)
-            expected += literal_group(logits[0], expected, torch.rand(2, 2, generator=generator), settings, ar.eos)
+            expected += literal_group(logits[0], expected, torch.rand(2, 2, generator=generator), Sampling(), ar.eos)
     new = expected[14:]
     assert codes.tolist() == (new[: new.index(ar.eos)] if ar.eos in new else new)
     assert len(codes) > 10
 
 
 def test_the_prompt_is_history_of_repetition_aware_sampling() -> None:
-    greedy = SamplingConfig(top_p=0.0, max_seconds=0.027)
+    greedy = Sampling(top_p=0.0)
     again = torch.full((8, 10), 7)
     ar = ARModel(SHAPE, vocab_size=20, group_size=1, codebook_size=50)
     ar.logits = lambda hidden: torch.nn.functional.one_hot(torch.full((len(hidden), 1), 7), 51) * 4.0  # type: ignore
-    fresh = [speak(ar, greedy, torch.zeros(8, 10, dtype=torch.long), seed)[0][0].item() for seed in range(12)]
-    repeated = [speak(ar, greedy, again, seed)[0][0].item() for seed in range(12)]
+    fresh = [speak(ar, greedy, 2, torch.zeros(8, 10, dtype=torch.long), seed)[0][0].item() for seed in range(12)]
+    repeated = [speak(ar, greedy, 2, again, seed)[0][0].item() for seed in range(12)]
     assert set(fresh) == {7}
     assert len(set(repeated)) > 1
 
@@ -349,10 +348,10 @@ def test_what_was_learnt_by_heart_is_spoken_to_the_end() -> None:
         ar.loss(text, lengths, codes, frames)["loss"].backward()
         optimiser.step()
         optimiser.zero_grad()
-    greedy = SamplingConfig(top_p=0.0, ras_window=0, max_seconds=1.0)
+    greedy = Sampling(top_p=0.0, ras_window=0)
     prompts = [codes[:1, :4].expand(8, -1), codes[1:, :4].expand(8, -1)]
     with torch.no_grad():
-        spoken = generate_codes(ar, text, lengths, prompts, [0, 0], greedy, RATE)
+        spoken = generate_codes(ar, text, lengths, prompts, [0, 0], greedy, 75)
     for row, (new, reason, _) in enumerate(spoken):
         assert new.tolist() == codes[row, 4 : frames[row]].tolist()
         assert reason == "eos"

@@ -1,32 +1,36 @@
 """The AR loop: prefill, then group by group with a key-value cache (VALL-E 2, arXiv:2406.05370, section 3.4).
 
 There is one loop. A batch, an utterance alone and a stream all read it, so repetition aware sampling is the same in
-each. Every row has its own random numbers: an utterance does not depend on its company. What becomes of the codes is
-`valle2.synthesis`'s; the sampling itself is in `valle2.model.sampling`.
+each. Every row has its own random numbers: an utterance does not depend on its company. A turn of the loop is in
+`valle2.model.step`, the sampling in `valle2.model.sampling`; what becomes of the codes is `valle2.synthesis`'s.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from valle2.config.sampling import SamplingConfig
 from valle2.model.ar import ARModel
-from valle2.model.sampling import Sampling, sample_group
+from valle2.model.sampling import Sampling
+from valle2.model.step import ar_step
 
 FinishReason = Literal["eos", "cap"]
+TURNS_AT_ONCE = 64
+"""Turns whose random numbers are drawn together: drawing costs more than the numbers."""
 
 
+@torch.inference_mode()
 def decode_groups(
     ar: ARModel,
     text: Int[Tensor, "b s"],
     text_lengths: Int[Tensor, "b"],
     prompts: list[Int[Tensor, "k _"]],
     seeds: list[int],
-    settings: SamplingConfig,
-    frame_rate: float,
+    sampling: Sampling,
+    max_frames: int,
 ) -> Iterator[tuple[Int[Tensor, "b g"], list[FinishReason | None]]]:
     """Codebook 0 of the new speech, one group after the other, until every row has ended (3.3.1, Algorithm 1).
 
@@ -36,40 +40,37 @@ def decode_groups(
         text_lengths: Tokens in each row.
         prompts: All codes of each row's prompt, whole groups.
         seeds: Of each row's random draws.
-        settings: Sampling, and the cap.
-        frame_rate: Frames per second, for the cap.
+        sampling: Settings of the draws.
+        max_frames: The cap: frames of new speech after which a row is stopped, made whole groups.
 
     Yields:
         The next group of each row, and why each row has ended, None while it has not. What a row says after its end,
         or behind the first EOS of its last group, is to be left out: `cut` does.
     """
-    sampling, size, device = Sampling(**settings.model_dump(exclude={"max_seconds"})), ar.group_size, text.device
-    codes, lengths = pad([prompt[0] for prompt in prompts], device)
-    caps = (ar.shape.max_frames // size - lengths // size).clamp(
-        max=-(-round(settings.max_seconds * frame_rate) // size)
-    )
-    logits, cache = ar.prefill(text, text_lengths, codes, lengths, int(caps.max()))
-    history = torch.full((len(seeds), max(sampling.ras_window, 1)), -1, device=device)
-    for row, prompt in enumerate(prompts):
-        tail = prompt[0, -history.shape[1] :]
-        history[row, history.shape[1] - len(tail) :] = tail
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    size = ar.group_size
+    codes, lengths = pad([prompt[0] for prompt in prompts], text.device)
+    limits = (ar.shape.max_frames // size - lengths // size).clamp(max=-(-max_frames // size)).tolist()
     reasons: list[FinishReason | None] = [None] * len(seeds)
-    num_groups, limits = 0, caps.tolist()
+    num_keys = text.shape[1] + 2 + codes.shape[1] // size + max(limits)
+    uniforms = draw_uniforms(seeds, size)
+    with ar_step(ar, len(seeds), num_keys, sampling) as step:
+        step.start(text, text_lengths, codes, lengths, next(uniforms))
+        for num_groups in count(1):
+            for row, (end, limit) in enumerate(zip(step.ended.tolist(), limits, strict=True)):
+                if reasons[row] is None and (end or num_groups >= limit):
+                    reasons[row] = "eos" if end else "cap"
+            yield step.group.clone(), list(reasons)
+            if None not in reasons:
+                return
+            step.turn(next(uniforms))
+
+
+def draw_uniforms(seeds: list[int], group_size: int) -> Iterator[Float[Tensor, "b g 2"]]:
+    """Random numbers in [0, 1) for each turn, each row's from its own seed; the same on every device."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     while True:
-        uniforms = torch.stack([torch.rand(size, 2, generator=generator) for generator in generators]).to(device)
-        group, history = sample_group(logits, history, uniforms, sampling, ar.eos)
-        num_groups += 1
-        ends = (group == ar.eos).any(1).tolist()
-        for row, (end, limit) in enumerate(zip(ends, limits, strict=True)):
-            if reasons[row] is None and (end or num_groups >= limit):
-                reasons[row] = "eos" if end else "cap"
-        yield group, list(reasons)
-        if None not in reasons:
-            return
-        # Rows that have ended go on with anything, within the tables; nothing of it is kept.
-        position = (lengths // size + num_groups - 1).clamp(max=ar.shape.max_frames // size - 1)
-        logits = ar.decode_one_group(group.clamp(max=ar.eos - 1), position, cache)
+        drawn = [torch.rand(TURNS_AT_ONCE, group_size, 2, generator=generator) for generator in generators]
+        yield from torch.stack(drawn, 1)
 
 
 def generate_codes(
@@ -78,14 +79,14 @@ def generate_codes(
     text_lengths: Int[Tensor, "b"],
     prompts: list[Int[Tensor, "k _"]],
     seeds: list[int],
-    settings: SamplingConfig,
-    frame_rate: float,
+    sampling: Sampling,
+    max_frames: int,
     on_frames: Callable[[int], None] | None = None,
 ) -> list[tuple[Int[Tensor, "_"], FinishReason, int]]:
     """All of `decode_groups` at once.
 
     Args:
-        ar, text, text_lengths, prompts, seeds, settings, frame_rate: As for `decode_groups`.
+        ar, text, text_lengths, prompts, seeds, sampling, max_frames: As for `decode_groups`.
         on_frames: Called in each step with the frames that all rows together were given.
 
     Returns:
@@ -93,7 +94,7 @@ def generate_codes(
     """
     groups: list[Tensor] = []
     ends: dict[int, tuple[FinishReason, int]] = {}
-    for group, reasons in decode_groups(ar, text, text_lengths, prompts, seeds, settings, frame_rate):
+    for group, reasons in decode_groups(ar, text, text_lengths, prompts, seeds, sampling, max_frames):
         groups.append(group)
         if on_frames is not None:
             on_frames((len(seeds) - len(ends)) * ar.group_size)

@@ -24,6 +24,7 @@ from valle2.model.grouping import clip_start
 from valle2.model.inference import Weights, prepare
 from valle2.model.layers import TransformerShape
 from valle2.model.nar import NARModel
+from valle2.model.sampling import Sampling
 from valle2.model_folder import read_facts
 from valle2.text import Bpe, normalise, split_sentences
 from valle2.types import Seconds
@@ -216,9 +217,7 @@ class Synthesizer:
         prompts = [self._prompt_codes(request.prompt) for request in requests]
         times.append(time.monotonic())
         seeds = [request.seed for request in requests]
-        spoken = generate_codes(
-            self.ar, text, text_lengths, prompts, seeds, sampling, float(self.codec.frame_rate), on_frames
-        )
+        spoken = generate_codes(self.ar, text, text_lengths, prompts, seeds, *self._limits(sampling), on_frames)
         times.append(time.monotonic())
         codes = self._refine(text, text_lengths, prompts, [one for one, _, _ in spoken])
         times.append(time.monotonic())
@@ -315,8 +314,9 @@ class Synthesizer:
         prompt = self._prompt_codes(request.prompt)
         rate = float(self.codec.frame_rate)
         lookahead, size = round(LOOKAHEAD_SECONDS * rate), round(chunk_seconds[0] * rate)
-        done, heard, tail = prompt, prompt[0, :0], torch.zeros(0)
-        for group, (reason,) in decode_groups(self.ar, text, text_lengths, [prompt], [request.seed], sampling, rate):
+        done, heard, tail = prompt, prompt[0, :0], torch.zeros(0, device=self.device)
+        groups = decode_groups(self.ar, text, text_lengths, [prompt], [request.seed], *self._limits(sampling))
+        for group, (reason,) in groups:
             heard = torch.cat([heard, group[0]])
             if reason is None and len(heard) < size + lookahead:
                 continue
@@ -337,6 +337,11 @@ class Synthesizer:
     @property
     def _text_limit(self) -> int:
         return min(self.ar.shape.max_text_tokens, self.nar.shape.max_text_tokens)
+
+    def _limits(self, sampling: SamplingConfig) -> tuple[Sampling, int]:
+        """Settings of the draws, and the cap in frames."""
+        draws = Sampling(**sampling.model_dump(exclude={"max_seconds"}))
+        return draws, round(sampling.max_seconds * self.codec.frame_rate)
 
     def _tokens(self, request: Request) -> Tensor:
         """Transcript of the prompt, then the text (3.4)."""

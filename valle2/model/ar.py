@@ -4,6 +4,8 @@ VALL-E 2, arXiv:2406.05370, sections 3.2 and 3.3.1. Sampling is in `valle2.model
 in `valle2.model.nar`.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -48,6 +50,8 @@ class ARModel(nn.Module):
             self.group_embedding = nn.Linear(group_size * dim, dim, bias=False)
             self.group_prediction = nn.Linear(dim, group_size * dim)
         self.transformer = Transformer(shape, causal=True)
+        self.spare_steps: list[Any] = []
+        """On a GPU, the `valle2.model.step.ARStep` of the last batch, for the next one."""
         initialise(self, shape.num_layers)
         if group_size > 1:
             for layer in (self.group_embedding, self.group_prediction):
@@ -162,7 +166,8 @@ class ARModel(nn.Module):
         text_lengths: Int[Tensor, "b"],
         codes: Int[Tensor, "b t"],
         code_lengths: Int[Tensor, "b"],
-        num_new_groups: int,
+        num_new_groups: int = 0,
+        cache: KVCache | None = None,
     ) -> tuple[Float[Tensor, "b {self.group_size} v"], KVCache]:
         """Read text and prompt.
 
@@ -171,21 +176,29 @@ class ARModel(nn.Module):
             text_lengths: Tokens in each row.
             codes: Codebook 0 of the prompt, whole groups; t may be 0.
             code_lengths: Frames in each row.
-            num_new_groups: How many groups the cache must have room for.
+            num_new_groups: How many groups a new cache must have room for.
+            cache: An old one, to be used again.
 
         Returns:
             Scores of the first new group, and the cache for `decode_one_group`.
         """
         x, starts = self.embed(text, text_lengths, fold(codes, self.group_size), code_lengths // self.group_size)
-        cache = KVCache(self.shape, len(text), x.shape[1] + num_new_groups, x.device, x.dtype)
+        cache = cache or KVCache(self.shape, len(text), x.shape[1] + num_new_groups, x.device, x.dtype)
         return self.logits(self.transformer.prefill(x, starts[-1], cache)), cache
 
     def decode_one_group(
-        self, group: Int[Tensor, "b {self.group_size}"], position: Int[Tensor, "b"], cache: KVCache
+        self,
+        group: Int[Tensor, "b {self.group_size}"],
+        position: Int[Tensor, "b"],
+        cache: KVCache,
+        span: int | None = None,
     ) -> Float[Tensor, "b {self.group_size} v"]:
-        """Read one more group, which is each row's `position`-th, and score the one after it."""
+        """Read one more group, which is each row's `position`-th, and score the one after it.
+
+        `span` is that of `Transformer.decode`.
+        """
         x = self.embed_groups(group) + self.group_positions.at(position)
-        return self.logits(self.transformer.decode(x, cache))
+        return self.logits(self.transformer.decode(x, cache, span))
 
 
 def code_loss(logits: Float[Tensor, "n v"], targets: Int[Tensor, "n"]) -> dict[str, Float[Tensor, ""]]:

@@ -41,6 +41,8 @@ class KVCache:
 
     Attributes:
         lengths: Tokens held in each row.
+        num_keys: Tokens that a row has room for.
+        num_read: Tokens that are attended to, from a row's first; at least those of the longest row.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class KVCache:
         self.values = torch.zeros(buffer, device=device, dtype=dtype)
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.rows = torch.arange(batch_size, device=device)
+        self.num_keys = size
+        self.num_read = 0
 
     def append(
         self, layer: int, key: Float[Tensor, "b h n e"], value: Float[Tensor, "b h n e"]
@@ -65,7 +69,7 @@ class KVCache:
         The lengths move once for all layers, by `Transformer.decode` or `Transformer.prefill`.
 
         Returns:
-            All keys and values up to the longest row.
+            The first `num_read` keys and values.
         """
         num_new = key.shape[2]
         if num_new == 1:
@@ -74,8 +78,7 @@ class KVCache:
         else:
             self.keys[layer, :, :, :num_new] = key
             self.values[layer, :, :, :num_new] = value
-        end = int(self.lengths.max()) + num_new
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        return self.keys[layer, :, :, : self.num_read], self.values[layer, :, :, : self.num_read]
 
 
 class Attention(nn.Module):
@@ -193,19 +196,26 @@ class Transformer(nn.Module):
         Returns:
             The output at each row's last token.
         """
+        cache.num_read = x.shape[1]
         for layer, block in enumerate(self.blocks):
             x = block(x, causal=True, cache=cache, layer=layer)
-        cache.lengths = lengths.clone()
+        cache.lengths.copy_(lengths)
         return self.norm(x[cache.rows, lengths - 1])
 
-    def decode(self, x: Float[Tensor, "b d"], cache: KVCache) -> Float[Tensor, "b d"]:
-        """Read one more token in each row."""
+    def decode(self, x: Float[Tensor, "b d"], cache: KVCache, span: int | None = None) -> Float[Tensor, "b d"]:
+        """Read one more token in each row.
+
+        Args:
+            x: Its embedding.
+            cache: What was read before.
+            span: Keys to attend to, at least those of the longest row with the new one; by default just these.
+        """
         x = x[:, None]
-        end = int(cache.lengths.max()) + 1
-        mask = (torch.arange(end, device=x.device) <= cache.lengths[:, None])[:, None, None]
+        cache.num_read = span or int(cache.lengths.max()) + 1
+        mask = length_mask(cache.lengths + 1, cache.num_read)[:, None, None]
         for layer, block in enumerate(self.blocks):
             x = block(x, causal=False, mask=mask, cache=cache, layer=layer)
-        cache.lengths = cache.lengths + 1
+        cache.lengths += 1
         return self.norm(x[:, 0])
 
 
