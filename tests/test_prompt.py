@@ -38,6 +38,7 @@ def test_a_telephones_rate_is_taken_with_a_note(tmp_path: Path) -> None:
     [
         (tone(0.3, 24_000), r"lasts 0\.30 s; expected 1 to 30 s"),
         (tone(31, 24_000), r"lasts 31\.00 s; expected 1 to 30 s"),
+        (np.zeros(0), "has no samples"),
         (np.zeros(48_000), r"is silent \(peak 0\.00000 of 1\)"),
         (np.clip(tone(2, 24_000, 3.0), -1, 1), r"is clipped: \d+\.\d% of its samples are at full scale"),
         (np.full(48_000, np.nan), "samples that are no numbers"),

@@ -108,6 +108,8 @@ def test_mlflow_loads_the_model_and_it_speaks(bundle):
     assert model.predict(rows, params={"seed": 3})[0]["waveform"] == spoken["waveform"]
     samples = pandas.DataFrame([{"text": "the red boat", "prompt_text": "a house", "prompt": prompt.tolist()}])
     assert len(model.predict(samples)) == 1
+    with pytest.raises(ModelError, match=r"a row's prompt lasts 0\.50 s; expected 1 to 30 s"):
+        model.predict(samples.assign(prompt=[prompt[:12_000].tolist()]))
     with pytest.raises(ModelError, match="no prompt"):
         model.predict(pandas.DataFrame([{"text": "the red boat", "prompt_text": "a house"}]))
 

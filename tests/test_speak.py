@@ -13,9 +13,9 @@ from typer.testing import CliRunner, Result
 from demo.corpus import make_voice
 from demo.espeak import SAMPLE_RATE, speak
 from valle2.cli import app
-from valle2.errors import ConfigError, ModelError
+from valle2.errors import ConfigError, ModelError, StorageError
 from valle2.evaluation.best_of import Reading, choose
-from valle2.speak import check_text, read_list
+from valle2.speak import check_out, check_text, read_list
 
 ROOT = Path(__file__).resolve().parents[1]
 SAID = "Anna sees seven red boats."
@@ -108,6 +108,8 @@ def test_a_text_that_does_not_end_is_written_and_the_exit_code_says_so(prompt: P
         ('{"text": "a", "id": "../b"}', "has the id '../b'"),
         ('{"text": ""}', "nothing to say"),
         ('{"text": "a"}', "names no prompt"),
+        ('{"text": "a", "seed": "b"}', "has the seed 'b'"),
+        ('{"text": "a", "seed": -1}', "has the seed -1"),
         ("", "has no line"),
     ],
 )
@@ -123,6 +125,31 @@ def test_the_documented_python_runs(prompt: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     exec(code.replace("valle2@champion", str(ROOT / "demo" / "champion")), {})
     assert soundfile.info("out.wav").frames == soundfile.info("stream.wav").frames > 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--top-p", "3"), ("--max-seconds", "-1"), ("--seed", "-1"), ("--seed", str(2**64))]
+)
+def test_an_option_out_of_its_range_is_a_sentence(option: str, value: str) -> None:
+    done = say("--text", "Two old boats.", "--prompt", "none.wav", option, value)
+    assert (
+        done.exit_code == 2 and f"Invalid value for '{option}'" in done.stderr and "is not in the range" in done.stderr
+    )
+
+
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_spoken(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"cannot write to .*file.* give another place with --out"):
+        check_out(tmp_path / "file" / "a.wav", folder=False, stream=False)
+    with pytest.raises(ConfigError, match="is a folder; give a file with --out"):
+        check_out(tmp_path, folder=False, stream=False)
+    with pytest.raises(ConfigError, match="makes several files; give a folder"):
+        check_out(tmp_path / "a.wav", folder=True, stream=False)
+    with pytest.raises(ConfigError, match="give --stream with it"):
+        check_out(Path("-"), folder=False, stream=False)
+    check_out(Path("-"), folder=False, stream=True)
+    check_out(tmp_path / "new" / "a.wav", folder=False, stream=False)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == []
 
 
 def test_texts_are_neither_empty_nor_endless() -> None:

@@ -95,6 +95,26 @@ def test_a_batch_equals_one_by_one(synthesizer: Synthesizer) -> None:
         torch.testing.assert_close(alone.waveform, item.waveform, atol=1e-5, rtol=1e-4)
 
 
+def test_what_is_more_than_a_batch_is_spoken_in_several(
+    synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = [replace(request, seed=seed) for seed in range(2) for request in requests()]
+    together = synthesizer.synthesize_batch(every)
+    monkeypatch.setattr(synthesizer, "batch_size", 4)
+    for one, other in zip(together, synthesizer.synthesize_batch(every), strict=True):
+        assert torch.equal(one.codes, other.codes) and one.finish_reason == other.finish_reason
+    assert synthesizer.synthesize_batch([]) == []
+
+
+def test_texts_of_any_length_are_one_batch(synthesizer: Synthesizer) -> None:
+    synthesizer = with_cap(synthesizer, 1.2)
+    prompt = torch.rand(320 * 12, generator=torch.Generator().manual_seed(3)) - 0.5
+    texts = [Request("The red boat. The bird sings!", prompt, "a red boat", 3), Request("Boat.", prompt, "a boat", 7)]
+    together = synthesizer.synthesize_texts(texts)
+    for request, whole in zip(texts, together, strict=True):
+        assert torch.equal(whole.codes, synthesizer.synthesize_long(request).codes)
+
+
 def test_speech_is_as_long_as_its_codes_and_holds_no_prompt(synthesizer: Synthesizer) -> None:
     for item in synthesizer.synthesize_batch(requests()):
         assert item.codes.shape[0] == 8
@@ -242,6 +262,33 @@ def test_weights_that_are_not_finite_are_refused(bundle: Path, tmp_path: Path) -
     save_file(weights, tmp_path / "model" / "nar.safetensors")
     with pytest.raises(ModelError, match=r"not finite, in separators"):
         Synthesizer.from_path(tmp_path / "model")
+
+
+def test_parts_that_cannot_be_read_or_do_not_fit_are_named(bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bundle, tmp_path / "model")
+    weights = (folder / "ar.safetensors").read_bytes()
+    (folder / "ar.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ModelError, match=r"ar\.safetensors cannot be read .*fetch it again"):
+        Synthesizer.from_path(folder)
+    (folder / "ar.safetensors").write_bytes(weights)
+    facts = json.loads((folder / "model.json").read_text())
+    write_json(folder / "model.json", facts | {"group_size": 4})
+    with pytest.raises(ModelError, match=r"ar\.safetensors does not fit model\.json"):
+        Synthesizer.from_path(folder)
+    write_json(folder / "model.json", {"format": 1})
+    with pytest.raises(ModelError, match=r"does not describe a voice model \('ar'\)"):
+        Synthesizer.from_path(folder)
+    (folder / "model.json").write_text("{")
+    with pytest.raises(ModelError, match=r"model\.json is no JSON object"):
+        Synthesizer.from_path(folder)
+
+
+@pytest.mark.parametrize("device", ["cuda", "tpu", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused(bundle: Path, device: str) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ModelError, match=rf"no device '{device}' here \(.*\); give cpu"):
+        Synthesizer.from_path(bundle, device)
 
 
 class Scripted(ARModel):

@@ -20,7 +20,7 @@ def read_wave(source: Path | bytes, sample_rate: int) -> Float[np.ndarray, " n"]
         sample_rate: Hz wanted; the audio is resampled to it.
 
     Raises:
-        ModelError: There is no such file, or it is not audio.
+        ModelError: There is no such file, it is not audio, or there is nothing in it.
     """
     name = str(source) if isinstance(source, Path) else "the given audio"
     if isinstance(source, Path) and not source.is_file():
@@ -31,6 +31,8 @@ def read_wave(source: Path | bytes, sample_rate: int) -> Float[np.ndarray, " n"]
         )
     except soundfile.LibsndfileError as error:
         raise ModelError(f"{name} is not audio that libsndfile reads ({error}); give WAV, FLAC, OGG or MP3") from error
+    if not len(wave):
+        raise ModelError(f"{name} has no samples; give a recording of some seconds")
     return change_rate(wave.mean(axis=1), rate, sample_rate)
 
 

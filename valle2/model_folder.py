@@ -92,7 +92,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
     path = folder / "model.json"
     if not path.is_file():
         raise ModelError(f"{folder} is no voice model: it has no model.json; name the folder of a registered model")
-    facts: dict[str, Any] = json.loads(path.read_text())
+    try:
+        facts: dict[str, Any] = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path} is no JSON object ({error}); fetch the voice model again") from error
     if facts.get("format") != FORMAT:
         raise ModelError(f"{path} is of format {facts.get('format')}, this version reads {FORMAT}; update valle2")
     return facts

@@ -48,25 +48,38 @@ def read_prompt(path: Path, sample_rate: int) -> Prompt:
     if not path.is_file():
         raise ModelError(f"no prompt at {path}; name a WAV, FLAC, OGG or MP3 file of a few seconds")
     wave = read_wave(path, sample_rate)
-    seconds = len(wave) / sample_rate
-    if not SHORTEST <= seconds <= LONGEST:
-        raise ModelError(
-            f"the prompt {path} lasts {seconds:.2f} s; expected {SHORTEST:.0f} to {LONGEST:.0f} s of one voice, "
-            "3 s are enough"
-        )
-    peak = np.abs(wave).max()
-    if not np.isfinite(peak):
-        raise ModelError(f"the prompt {path} has samples that are no numbers; save it again as 16-bit audio")
-    if peak < SILENCE:
-        raise ModelError(f"the prompt {path} is silent (peak {peak:.5f} of 1); record it louder")
-    clipped = float(np.mean(np.abs(wave) >= FULL_SCALE))
-    if clipped > CLIPPED_SHARE:
-        raise ModelError(
-            f"the prompt {path} is clipped: {clipped:.1%} of its samples are at full scale; record it at a lower level"
-        )
+    check_prompt(wave, sample_rate, f"the prompt {path}")
     rate = audio_rate(path)
     notes = () if rate >= WIDE_BAND else (
         f"the prompt was recorded at {rate} Hz; the speech will sound as dull as it does, better give {WIDE_BAND} Hz "
         "or more",
     )  # fmt: skip
     return Prompt(wave, notes)
+
+
+def check_prompt(wave: Float[np.ndarray, " n"], sample_rate: int, name: str) -> None:
+    """Make sure that a model can hear a voice in a prompt.
+
+    Args:
+        wave: Mono, in [-1, 1].
+        sample_rate: Hz.
+        name: What messages call it.
+
+    Raises:
+        ModelError: It is too short, too long, silent or clipped.
+    """
+    seconds = len(wave) / sample_rate
+    if not SHORTEST <= seconds <= LONGEST:
+        raise ModelError(
+            f"{name} lasts {seconds:.2f} s; expected {SHORTEST:.0f} to {LONGEST:.0f} s of one voice, 3 s are enough"
+        )
+    peak = np.abs(wave).max()
+    if not np.isfinite(peak):
+        raise ModelError(f"{name} has samples that are no numbers; save it again as 16-bit audio")
+    if peak < SILENCE:
+        raise ModelError(f"{name} is silent (peak {peak:.5f} of 1); record it louder")
+    clipped = float(np.mean(np.abs(wave) >= FULL_SCALE))
+    if clipped > CLIPPED_SHARE:
+        raise ModelError(
+            f"{name} is clipped: {clipped:.1%} of its samples are at full scale; record it at a lower level"
+        )

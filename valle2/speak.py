@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 import typer
 
 from valle2.config.params import PARAMS, load_config
-from valle2.errors import ConfigError, ModelError
+from valle2.errors import ConfigError, ModelError, StorageError
 from valle2.stage import write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ CAP_EXIT = 3
 LONGEST_TEXT = 10_000
 """Characters of one text."""
 BATCH = 8
-"""Texts of a list that are spoken at once."""
+"""Texts of a list that are spoken at once, before their files are written."""
+LARGEST_SEED = 2**62
+"""Sentences of a text count up from it, within the 64 bits that a generator takes."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,13 @@ def synthesize(
     choice: Annotated[
         Literal["sort", "sim", "wer"], typer.Option(help="best in the paper's order, or in one figure alone")
     ] = "sort",
-    seed: Annotated[int, typer.Option(help="other seeds give other readings")] = 0,
-    top_p: Annotated[float | None, typer.Option(help="nucleus share, 0 is greedy; by default the model's own")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="other seeds give other readings")] = 0,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="nucleus share, 0 is greedy; by default the model's own")
+    ] = None,
     max_seconds: Annotated[
-        float | None, typer.Option(help="s of speech after which a sentence is cut off; by default the model's own")
+        float | None,
+        typer.Option(min=0.02, help="s of speech after which a sentence is cut off; by default the model's own"),
     ] = None,
     device: Annotated[str, typer.Option(help="torch device")] = "cpu",
     weights: Annotated[
@@ -97,6 +103,7 @@ def synthesize(
         if prompt is None:
             raise ConfigError("no voice: give --prompt, a few seconds of audio")
         lines = [Line("speech", text, prompt, prompt_text, seed)]
+    check_out(out, folder=listed, stream=stream)
     found = resolve(model)
     synthesizer = Synthesizer.from_path(found.bundle, device, weights)
     changes = {name: value for name, value in (("top_p", top_p), ("max_seconds", max_seconds)) if value is not None}
@@ -122,6 +129,35 @@ def check_text(text: str) -> str:
             f"the text has {len(text):,} characters, expected {LONGEST_TEXT:,} at most; give its parts as a .jsonl list"
         )
     return text
+
+
+def check_out(out: Path, *, folder: bool, stream: bool) -> None:
+    """Make sure, before anything is spoken, that it can be written.
+
+    Args:
+        out: As on the command line.
+        folder: Whether it is to be a folder.
+        stream: Whether `-` is standard output.
+
+    Raises:
+        ConfigError: A file is given for a folder, or the other way round.
+        StorageError: It cannot be written.
+    """
+    if str(out) == "-":
+        if not stream:
+            raise ConfigError("--out - writes samples while they are spoken; give --stream with it, or a file")
+        return
+    if folder and (out.suffix == ".wav" or out.is_file()):
+        raise ConfigError(f"a list of texts makes several files; give a folder with --out, not {out}")
+    if not folder and out.is_dir():
+        raise ConfigError(f"{out} is a folder; give a file with --out, such as {out / 'speech.wav'}")
+    place = out if folder else out.parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise StorageError(f"cannot write to {place} ({error.strerror}); give another place with --out") from error
 
 
 def read_list(path: Path, prompt: Path | None, prompt_text: str, seed: int) -> list[Line]:
@@ -161,7 +197,10 @@ def read_list(path: Path, prompt: Path | None, prompt_text: str, seed: int) -> l
             raise ConfigError(
                 f"line {number} of {path} has the id {name!r}; expected letters, digits, '.', '-' and '_', once each"
             )
-        lines.append(Line(name, check_text(row["text"]), own, said, int(row.get("seed", seed + len(lines)))))
+        own_seed = row.get("seed", seed + len(lines))
+        if not isinstance(own_seed, int) or not 0 <= own_seed <= LARGEST_SEED:
+            raise ConfigError(f"line {number} of {path} has the seed {own_seed!r}; expected a whole number from 0")
+        lines.append(Line(name, check_text(row["text"]), own, said, own_seed))
     if not lines:
         raise ConfigError(f"the list {path} has no line")
     return lines
@@ -188,9 +227,8 @@ def _speak_stream(synthesizer: "Synthesizer", line: Line, out: Path, options: Op
     start = time.monotonic()
     first, samples, reasons = 0.0, 0, []
     with _sink(out, synthesizer.sample_rate) as sink:
-        for index, sentence in enumerate(synthesizer.split(request)):
-            part = type(request)(sentence, request.prompt, request.prompt_text, request.seed + index)
-            for chunk in synthesizer.stream(part, options.sampling):
+        for sentence in synthesizer.sentences(request):
+            for chunk in synthesizer.stream(sentence, options.sampling):
                 wave = chunk.waveform.cpu().numpy()
                 sink.write(np.clip(np.rint(wave * 32768), -32768, 32767).astype("<i2").tobytes())
                 sink.flush()
@@ -208,8 +246,6 @@ def _speak_list(
 ) -> None:
     from valle2.audio import encode_wave
 
-    if folder.suffix == ".wav":
-        raise ConfigError(f"a list of texts makes several files; give a folder with --out, not {folder}")
     requests = _requests(synthesizer, lines)
     judges = _judges() if options.best_of > 1 else None
     start, total, rows, capped = time.monotonic(), 0.0, [], []
@@ -239,17 +275,11 @@ def _speak(
     synthesizer: "Synthesizer", requests: "list[Request]", options: Options, judges: "Judges | None"
 ) -> "list[tuple[Synthesis, str]]":
     """Speak texts of any length, in one batch; with each, a note on how it was chosen."""
-    from dataclasses import replace
-
     from valle2.evaluation.best_of import choose, read_often
     from valle2.progress import progress
     from valle2.synthesis import join_spoken
 
-    pieces = [
-        [replace(request, text=text, seed=request.seed + i) for i, text in enumerate(texts)]
-        for request in requests
-        for texts in [synthesizer.split(request)]
-    ]
+    pieces = [synthesizer.sentences(request) for request in requests]
     every = [piece for text in pieces for piece in text]
     expected = options.best_of * sum(synthesizer.expected_seconds(piece) for piece in every)
     rate = synthesizer.codec.frame_rate

@@ -8,10 +8,13 @@ loaded from `valle2.model_folder`'s; which of several readings is best is `valle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,7 +24,7 @@ from valle2.decoding import FinishReason, cut, decode_groups, generate_codes, pa
 from valle2.errors import ModelError
 from valle2.model.ar import ARModel
 from valle2.model.grouping import clip_start
-from valle2.model.inference import Weights, prepare
+from valle2.model.inference import Weights, check_device, prepare
 from valle2.model.layers import TransformerShape
 from valle2.model.nar import NARModel
 from valle2.model.sampling import Sampling
@@ -43,6 +46,8 @@ PAUSE_SECONDS = 0.25
 """Between the sentences of a long text."""
 FADE_SECONDS = 0.01
 """At either end of a sentence of a long text, so that none begins or ends with a click."""
+BATCH_SIZE, CPU_BATCH_SIZE = 64, 8
+"""Utterances that are spoken at once; a CPU gains little from a ninth."""
 PACE_SLACK = 1.5
 """How much slower than its prompt a text may be spoken when it is decided where a long text is split."""
 
@@ -115,7 +120,9 @@ class Synthesizer:
         self.decoder = decoder or own_decoder(codec)
         self.sampling = sampling
         """The settings that the model was evaluated with."""
-        self.device = next(ar.parameters()).device
+        self.device = ar.separators.device
+        self.batch_size = CPU_BATCH_SIZE if self.device.type == "cpu" else BATCH_SIZE
+        """Utterances that are spoken at once; others wait, so that memory has a bound."""
 
     @property
     def sample_rate(self) -> int:
@@ -145,18 +152,30 @@ class Synthesizer:
             weights: Precision that AR and NAR run with; docs/synthesis.md says what it costs and brings.
 
         Raises:
-            ModelError: It is no such folder, or its parts do not belong together.
+            ModelError: It is no such folder, its parts do not belong together, or there is no such device.
         """
+        check_device(device)
         facts = read_facts(folder)
         codebook_size = facts.get("codebook_size", 1024)
-        ar = ARModel(TransformerShape(**facts["ar"]), facts["vocab_size"], facts["group_size"], codebook_size)
-        nar = NARModel(TransformerShape(**facts["nar"]), facts["vocab_size"], facts["num_codebooks"], codebook_size)
+        try:
+            ar = ARModel(TransformerShape(**facts["ar"]), facts["vocab_size"], facts["group_size"], codebook_size)
+            nar = NARModel(TransformerShape(**facts["nar"]), facts["vocab_size"], facts["num_codebooks"], codebook_size)
+            sampling = SamplingConfig.model_validate(facts["sampling"])
+        except (KeyError, TypeError, ValidationError) as error:
+            raise ModelError(
+                f"{folder / 'model.json'} does not describe a voice model ({' '.join(str(error).split())[:200]}); "
+                "fetch it again"
+            ) from error
         for name, model in (("ar", ar), ("nar", nar)):
             file = folder / f"{name}.safetensors"
             if not file.is_file():
                 raise ModelError(f"voice model {folder} lacks {file.name}; fetch it again")
             try:
-                model.load_state_dict({key: value.float() for key, value in load_file(file).items()})
+                stored = load_file(file)
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{file} cannot be read ({error}); fetch it again") from error
+            try:
+                model.load_state_dict({key: value.float() for key, value in stored.items()})
             except RuntimeError as error:
                 raise ModelError(f"{file} does not fit model.json: {' '.join(str(error).split())[:300]}") from error
             bad = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
@@ -176,7 +195,6 @@ class Synthesizer:
                 f"voice model {folder} was evaluated with decoder {wanted['digest'][:12]}, but {wanted['name']} is "
                 f"{decoder.digest[:12]} here; use the model with the decoder of its own"
             )
-        sampling = SamplingConfig.model_validate(facts["sampling"])
         for model in (ar, nar):
             prepare(model.to(device).eval(), weights)
         return cls(ar, nar, Bpe.load(folder / "bpe.json"), codec, sampling, decoder)
@@ -199,21 +217,36 @@ class Synthesizer:
         sampling: SamplingConfig | None = None,
         on_frames: Callable[[int], None] | None = None,
     ) -> list[Synthesis]:
-        """Speak several utterances at once; each sounds as it would alone.
+        """Speak several utterances; each sounds as it would alone.
 
         Args:
-            requests: What to say and how.
+            requests: What to say and how; any number, of which `batch_size` are spoken at once, those of similar length
+                together.
             sampling: Settings; by default those that the model was evaluated with.
             on_frames: Called as the AR model goes on, with the frames that rows which have not ended were given.
 
         Raises:
-            ModelError: A text or prompt is empty or too long for the model.
+            ModelError: A text or prompt is empty or too long for the model; nothing has been spoken then.
         """
-        if not requests:
-            return []
-        sampling = sampling or self.sampling
+        tokens = [self._tokens(request) for request in requests]
+        order = sorted(range(len(requests)), key=lambda row: self.expected_seconds(requests[row]))
+        spoken: dict[int, Synthesis] = {}
+        for first in range(0, len(order), self.batch_size):
+            rows = order[first : first + self.batch_size]
+            batch = [requests[row] for row in rows]
+            found = self._speak([tokens[row] for row in rows], batch, sampling or self.sampling, on_frames)
+            spoken |= zip(rows, found, strict=True)
+        return [spoken[row] for row in range(len(requests))]
+
+    def _speak(
+        self,
+        tokens: list[Tensor],
+        requests: list[Request],
+        sampling: SamplingConfig,
+        on_frames: Callable[[int], None] | None,
+    ) -> list[Synthesis]:
         times = [time.monotonic()]
-        text, text_lengths = pad([self._tokens(request) for request in requests], self.device)
+        text, text_lengths = pad(tokens, self.device)
         prompts = [self._prompt_codes(request.prompt) for request in requests]
         times.append(time.monotonic())
         seeds = [request.seed for request in requests]
@@ -236,25 +269,35 @@ class Synthesizer:
         sampling: SamplingConfig | None = None,
         on_frames: Callable[[int], None] | None = None,
     ) -> Synthesis:
-        """Say a text of any length: sentence by sentence, all in one batch, with pauses between them.
+        """Say a text of any length; see `synthesize_texts`."""
+        return self.synthesize_texts([request], sampling, on_frames)[0]
+
+    def synthesize_texts(
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingConfig | None = None,
+        on_frames: Callable[[int], None] | None = None,
+    ) -> list[Synthesis]:
+        """Say texts of any length: sentence by sentence, all as one batch, with pauses between them.
 
         Args:
-            request: As for `synthesize_batch`; the sentences' seeds count up from its seed.
+            requests: As for `synthesize_batch`; the sentences' seeds count up from their request's.
             sampling: Settings; by default those that the model was evaluated with.
             on_frames: As for `synthesize_batch`.
 
         Returns:
-            The whole; it ended with `cap` if any sentence did.
+            The wholes; one ended with `cap` if any of its sentences did.
 
         Raises:
-            ModelError: The text or prompt is empty, or a single word is too long for the model.
+            ModelError: A text or prompt is empty, or a single word is too long for the model.
         """
-        sentences = self.split(request)
-        parts = self.synthesize_batch(
-            [replace(request, text=text, seed=request.seed + i) for i, text in enumerate(sentences)],
-            sampling, on_frames,
-        )  # fmt: skip
-        return join_spoken(parts, self.sample_rate)
+        texts = [self.sentences(request) for request in requests]
+        spoken = iter(self.synthesize_batch([part for text in texts for part in text], sampling, on_frames))
+        return [join_spoken(list(islice(spoken, len(text))), self.sample_rate) for text in texts]
+
+    def sentences(self, request: Request) -> list[Request]:
+        """A request for each piece that `split` makes of its text, with seeds that count up."""
+        return [replace(request, text=text, seed=request.seed + i) for i, text in enumerate(self.split(request))]
 
     def split(self, request: Request) -> list[str]:
         """The sentences of a request's text, longer ones at their commas and blanks, that the model reads at once.

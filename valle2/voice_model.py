@@ -18,6 +18,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from valle2.audio import read_wave
 from valle2.config.sampling import SamplingConfig
 from valle2.errors import ModelError
+from valle2.prompt import check_prompt
 from valle2.synthesis import Request, Synthesizer
 
 
@@ -56,7 +57,7 @@ class VoiceModel(PythonModel):
                 "sample_rate": self.synthesizer.sample_rate,
                 "finish_reason": spoken.finish_reason,
             }
-            for spoken in self.synthesizer.synthesize_batch(requests, sampling)
+            for spoken in self.synthesizer.synthesize_texts(requests, sampling)
         ]
 
     def _prompt(self, row: dict[str, Any]) -> torch.Tensor:
@@ -70,6 +71,7 @@ class VoiceModel(PythonModel):
                 "a row has no prompt; give `prompt_wav`, the base64 of an audio file, or `prompt`, a list of samples "
                 f"at {self.synthesizer.sample_rate} Hz"
             )
+        check_prompt(wave, self.synthesizer.sample_rate, "a row's prompt")
         return torch.from_numpy(wave)
 
 

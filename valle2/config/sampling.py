@@ -3,7 +3,6 @@
 from pydantic import Field
 
 from valle2.config.section import Count, Fraction, Positive, Section
-from valle2.types import Seconds
 
 
 class SamplingConfig(Section):
@@ -15,4 +14,4 @@ class SamplingConfig(Section):
     ras_threshold: Fraction = Field(0.1, description="repetition ratio t_r above which the code is drawn again")
     count_self: bool = Field(True, description="the ratio counts the new code itself, as printed in Algorithm 1")
     ras_ends: bool = Field(True, description="the second draw may be EOS, as in Algorithm 1; else only the first may")
-    max_seconds: Seconds = Field(20.0, description="s of new speech after which decoding stops with finish_reason cap")
+    max_seconds: Positive = Field(20.0, description="s of new speech after which decoding stops with finish_reason cap")

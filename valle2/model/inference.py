@@ -54,6 +54,22 @@ class Int8Linear(nn.Module):
         return y
 
 
+def check_device(device: str) -> None:
+    """Make sure that a device is there.
+
+    Args:
+        device: As torch names it: `cpu`, `cuda`, `cuda:1`.
+
+    Raises:
+        ModelError: It is not.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).strip().split("\n")[0].partition(". ")[0]
+        raise ModelError(f"no device {device!r} here ({why}); give cpu, or cuda where there is such a GPU") from error
+
+
 def has_bfloat16() -> bool:
     """Whether this processor's kernels read bfloat16 weights."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
