@@ -16,7 +16,9 @@ from infra.services import running_server
 from valle2.config.params import load_config
 from valle2.errors import Valle2Error
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
+)
 
 Revision = Annotated[str, typer.Option(help="branch, tag or commit to run at")]
 Params = Annotated[str | None, typer.Option(help="another parameter file than the revision's params.yaml")]

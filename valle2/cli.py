@@ -17,7 +17,9 @@ from valle2.errors import Valle2Error
 from valle2.stage import log_file, write_json
 from valle2.types import Stage, StageResult
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
+)
 
 Params = Annotated[Path, typer.Option(help="parameter file")]
 
