@@ -9,8 +9,8 @@ import pytest
 from lhotse import MonoCut
 
 from tests.corpora import CONSENT, config, declare_speakers, rows, tone, write_audio
+from valle2.corpus.declare import declare
 from valle2.corpus.ingest import ingest
-from valle2.corpus.sources import declare
 from valle2.errors import SourceError
 from valle2.stage import tree_sha256
 
@@ -145,7 +145,7 @@ def test_declare_makes_a_folder_that_ingests(tmp_path: Path, monkeypatch: pytest
     shutil.rmtree(tmp_path / "mine")
     ingest(config())
     assert rows(CUTS)[0]["supervisions"][0]["speaker"] == "ann"
-    with pytest.raises(SourceError, match="holds no audio"):
+    with pytest.raises(SourceError, match="is no folder"):
         declare(tmp_path / "mine", Path("data"), licence="CC0-1.0", consent_basis="signed form")
 
 

@@ -7,12 +7,13 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from valle2.commands import register_commands
 from valle2.config.params import PARAMS, Config, load_config
+from valle2.corpus.sources import Recipe, SourceKind, SpeakerFrom
 from valle2.errors import Valle2Error
 from valle2.stage import log_file, write_json
 from valle2.types import Stage, StageResult
@@ -66,9 +67,17 @@ def _stage(stage: Stage, config: Config) -> StageResult:
 
 
 @app.command()
-def ingest(params: Params = PARAMS) -> None:
+def ingest(
+    params: Params = PARAMS,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be taken and refused, and why")] = False,
+) -> None:
     """Declared sources -> validated recordings with speaker, licence and consent."""
-    _run("ingest", params)
+    if dry_run:
+        from valle2.corpus.preview import show
+
+        show(load_config(params))
+    else:
+        _run("ingest", params)
 
 
 @app.command()
@@ -109,26 +118,32 @@ def evaluate(params: Params = PARAMS) -> None:
 
 @app.command()
 def declare(
-    path: Annotated[Path, typer.Argument(help="folder of audio, or the root of a LibriSpeech")],
+    path: Annotated[Path, typer.Argument(help="root of the audio")],
     licence: Annotated[str, typer.Option(help="licence of all of it, such as CC-BY-4.0")],
     consent_basis: Annotated[str, typer.Option(help="why these voices may be used, such as 'signed form'")],
     to: Annotated[Path, typer.Option(help="data folder to make or add to")] = Path("data"),
-    kind: Annotated[Literal["folder", "lhotse"], typer.Option(help="plain audio, or a corpus lhotse knows")] = "folder",
-    recipe: Annotated[Literal["librispeech"] | None, typer.Option(help="lhotse's recipe, for kind lhotse")] = None,
+    kind: Annotated[
+        SourceKind, typer.Option(help="plain audio, a corpus lhotse knows, Lhotse manifests, or tar files (WebDataset)")
+    ] = "folder",
+    recipe: Annotated[Recipe | None, typer.Option(help="lhotse's recipe, for kind lhotse")] = None,
+    table: Annotated[str, typer.Option(help="CSV, TSV or JSONL below PATH that says what each file is")] = "",
     name: Annotated[str, typer.Option(help="of the source; the folder's name if empty")] = "",
     attribution: Annotated[str, typer.Option(help="whom to name")] = "",
     consent_record: Annotated[str, typer.Option(help="where the proof of consent is")] = "",
     speaker_from: Annotated[
-        Literal["folder", "file"], typer.Option(help="what names the speaker: the first folder below PATH, or the file")
+        SpeakerFrom,
+        typer.Option(help="what names the speaker: the first folder below PATH, the file, or one for the whole source"),
     ] = "folder",
     language: Annotated[str, typer.Option(help="ISO 639-1 code of the speech")] = "en",
+    in_place: Annotated[bool, typer.Option("--in-place", help="leave the audio where it is, do not copy it")] = False,
 ) -> None:
-    """Take in a folder of audio: copy it into a data folder, with licence and consent declared."""
-    from valle2.corpus import sources
+    """Take in audio: copy it into a data folder, with licence and consent declared."""
+    from valle2.corpus import declare as declaring
 
-    declaration = sources.declare(
-        path, to, kind=kind, recipe=recipe, name=name, licence=licence, attribution=attribution,
-        consent_basis=consent_basis, consent_record=consent_record, speaker_from=speaker_from, language=language,
+    declaration = declaring.declare(
+        path, to, name=name, consent_basis=consent_basis, consent_record=consent_record, in_place=in_place, kind=kind,
+        recipe=recipe, table=table, licence=licence, attribution=attribution, speaker_from=speaker_from,
+        language=language,
     )  # fmt: skip
     print(f"declared in {declaration}; now run `valle2 ingest`")
 

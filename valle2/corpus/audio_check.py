@@ -1,7 +1,7 @@
 """Whether a file is whole, audible audio: decoded to the end, in bounded memory."""
 
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class AudioCheck:
         sample_rate: Hz; 0 if not audio.
         num_channels: In the file.
         num_samples: Decoded, per channel.
+        kept: Name of the copy that later stages read; empty where they read the file itself.
     """
 
     sha256: str
@@ -37,6 +38,7 @@ class AudioCheck:
     sample_rate: int = 0
     num_channels: int = 0
     num_samples: int = 0
+    kept: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """For the journal."""
@@ -46,9 +48,11 @@ class AudioCheck:
 def check_audio(path: Path, config: IngestConfig) -> AudioCheck:
     """Decode a file whole and judge it.
 
-    Reasons: `empty` (no bytes or no samples), `not_audio`, `truncated` (fewer samples than the header says),
-    `too_short`, `silent`.
+    Reasons: `missing`, `empty` (no bytes or no samples), `not_audio`, `truncated` (fewer samples than the header says),
+    `not_finite` (NaN or infinite samples), `too_short`, `silent`.
     """
+    if not path.is_file():
+        return AudioCheck("", "missing", "a link that leads nowhere" if path.is_symlink() else "there is no such file")
     if path.stat().st_size == 0:
         return AudioCheck("", "empty", "the file has no bytes")
     sha256 = file_sha256(path)
@@ -61,6 +65,8 @@ def check_audio(path: Path, config: IngestConfig) -> AudioCheck:
     except soundfile.LibsndfileError as problem:
         return AudioCheck(sha256, "not_audio", f"not readable as audio: {problem.error_string}")
     known = AudioCheck(sha256, "", "", rate, channels, decoded)
+    if not np.isfinite(loudest):
+        return _bad(known, "not_finite", "samples that are no numbers (NaN or infinite); convert the file again")
     missing = _missing_bytes(path)
     if missing or error or (promised < _UNKNOWN_LENGTH and decoded < promised):
         seconds = promised / rate if promised < _UNKNOWN_LENGTH else 0.0
@@ -77,7 +83,7 @@ def check_audio(path: Path, config: IngestConfig) -> AudioCheck:
 
 
 def _bad(check: AudioCheck, reason: str, detail: str) -> AudioCheck:
-    return AudioCheck(check.sha256, reason, detail, check.sample_rate, check.num_channels, check.num_samples)
+    return replace(check, reason=reason, detail=detail)
 
 
 def _decode(file: soundfile.SoundFile, window: int) -> tuple[int, float, str]:
@@ -91,9 +97,11 @@ def _decode(file: soundfile.SoundFile, window: int) -> tuple[int, float, str]:
         if not len(block):
             return decoded, loudest, ""
         decoded += len(block)
+        if not np.isfinite(block).all():
+            loudest = np.nan
         whole = len(block) // window * window
         windows = block[:whole].reshape(-1, window) if whole else block[None]
-        loudest = max(loudest, float(np.sqrt((windows**2).mean(axis=1).max())))
+        loudest = float(np.maximum(loudest, np.sqrt((windows**2).mean(axis=1).max())))
 
 
 def _missing_bytes(path: Path) -> int:

@@ -5,39 +5,31 @@ whole, because a header tells nothing of a file that was cut short. Recordings s
 when they are read; of several channels the first is used. Next: `valle2.corpus.transcribe`.
 """
 
-import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
-from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 
 from valle2.config.ingest import IngestConfig, IngestParams
+from valle2.corpus import media
 from valle2.corpus.audio_check import AudioCheck, check_audio
+from valle2.corpus.candidates import Candidate
 from valle2.corpus.journal import Journal, write_jsonl
-from valle2.corpus.sources import Rights, Source, audio_files, read_rights, read_sources, speaker_of
+from valle2.corpus.readers import candidates
+from valle2.corpus.sources import Rights, read_rights, read_sources
 from valle2.errors import SourceError
 from valle2.progress import progress
 from valle2.stage import output, partial, publish
 from valle2.types import StageResult
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """A file that may become a recording."""
-
-    source: Source
-    rights: Rights
-    path: Path
-    id: str
-    speaker: str | None
-    text: str | None
-    """As given beside the audio."""
+_KEPT = "audio"
+"""Folder below the stage's output for audio that later stages could not read where it is."""
+_ROUNDING = 0.01
+"""Seconds by which a part may end behind its file's end, as index files round."""
 
 
 def ingest(config: IngestParams) -> StageResult:
@@ -45,27 +37,19 @@ def ingest(config: IngestParams) -> StageResult:
 
     Raises:
         SourceError: No declaration or a wrong one, a source without files, or nothing left after validation.
+        StorageError: A remote source does not answer.
     """
-    declaration = Path(config.ingest.sources)
-    candidates: list[Candidate] = []
-    for source in read_sources(declaration):
-        found = list(_candidates(source, read_rights(source, declaration), declaration.parent / source.path))
-        if not found:
-            raise SourceError(f"source {source.name}: no audio in {declaration.parent / source.path}; expected wav, "
-                              "flac, mp3 or ogg files" + _recipe_hint(source))  # fmt: skip
-        candidates += found
-    candidates.sort(key=lambda item: item.id)
-    stats = [[item.path.as_posix(), item.path.stat().st_size, item.path.stat().st_mtime_ns] for item in candidates]
-    with partial("ingest", [config.ingest.model_dump(), stats]) as work:
-        checks = _check_all(candidates, work, config)
-        cuts, quarantine = _sort_out(candidates, checks, config.ingest)
+    found, rights = read(config.ingest)
+    with partial("ingest", _inputs(found, config.ingest)) as work:
+        cuts, quarantine = _sort_out(found, rights, _check_all(found, work, config), config.ingest)
         _tell(quarantine)
         if not cuts:
             raise SourceError(
-                f"nothing is left of {len(candidates)} files ({_by_reason(quarantine)}); {_remedy(quarantine)}"
+                f"nothing is left of {len(found)} files ({_by_reason(quarantine)}); {_remedy(quarantine)}"
             )
         write_jsonl(work / "out" / "cuts.jsonl", [cut.to_dict() for cut in cuts])
         write_jsonl(work / "out" / "quarantine.jsonl", quarantine)
+        _keep(cuts, work)
         publish(work / "out", output("ingest"))
         shutil.rmtree(work)
     seconds = sum(cut.duration for cut in cuts)
@@ -80,129 +64,200 @@ def ingest(config: IngestParams) -> StageResult:
     )  # fmt: skip
 
 
-def _candidates(source: Source, rights: Rights, folder: Path) -> Iterator[Candidate]:
-    match source.recipe:
-        case None:
-            for path in audio_files(folder):
-                relative = path.relative_to(folder)
-                sidecar = path.with_suffix(".txt")
-                text = " ".join(sidecar.read_text().split()) if sidecar.is_file() else None
-                yield Candidate(
-                    source, rights, path, recording_id(source, relative), speaker_of(source, relative), text or None
-                )
-        case "librispeech":
-            yield from _librispeech(source, rights, folder)
+def read(config: IngestConfig) -> tuple[list[Candidate], dict[str, Rights]]:
+    """What all declared sources hold, by id, and the rights of each source.
+
+    Raises:
+        SourceError: No declaration or a wrong one, or a source without files.
+    """
+    declaration = Path(config.sources)
+    found: list[Candidate] = []
+    rights: dict[str, Rights] = {}
+    for source in read_sources(declaration):
+        rights[source.name] = read_rights(source, declaration)
+        found += candidates(source, source.place(declaration))
+    return sorted(found, key=lambda item: item.id), rights
 
 
-def _librispeech(source: Source, rights: Rights, folder: Path) -> Iterator[Candidate]:
-    """Utterances as lhotse's recipe reads them, but a broken file is a candidate too, to be quarantined."""
-    known = (*LIBRISPEECH, *MINI_LIBRISPEECH)
-    parts = source.parts or [name for name in sorted(known) if (folder / name).is_dir()]
-    for part in parts:
-        if not (folder / part).is_dir():
-            raise SourceError(f"source {source.name}: no part {part} in {folder}; correct its `parts`")
-        for transcript in sorted((folder / part).rglob("*.trans.txt")):
-            for line in transcript.read_text().splitlines():
-                name, _, text = line.strip().partition(" ")
-                path = transcript.parent / f"{name}.flac"
-                if name and path.is_file():
-                    yield Candidate(
-                        source, rights, path, f"{source.name}-{name}", name.split("-")[0], text.strip() or None
-                    )
+def dry_run(config: IngestParams) -> tuple[list[MonoCut], list[dict[str, Any]]]:
+    """What `ingest` would take and what it would refuse; nothing is published, and the run itself checks no file again.
+
+    Returns:
+        Recordings as they would be, and rows of the quarantine: file, reason, detail, seconds.
+
+    Raises:
+        SourceError: No declaration or a wrong one, or a source without files.
+        StorageError: A remote source does not answer.
+    """
+    found, rights = read(config.ingest)
+    with partial("ingest", _inputs(found, config.ingest)) as work:
+        return _sort_out(found, rights, _check_all(found, work, config), config.ingest)
 
 
-def _recipe_hint(source: Source) -> str:
-    if source.recipe is None:
-        return ""
-    return f" as lhotse's recipe {source.recipe} lays them out (test-other/1688/142285/1688-142285-0000.flac, ...)"
+def _inputs(found: list[Candidate], config: IngestConfig) -> list[Any]:
+    return [config.model_dump(), [[item.location, *_stat(item.location)] for item in found]]
 
 
-def recording_id(source: Source, relative: Path) -> str:
-    """An id that is a plain file name, told from the path alone."""
-    stem = relative.with_suffix("").as_posix()
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-")
-    return f"{source.name}-{plain}"
+def _stat(location: str) -> tuple[int, int]:
+    """Size and time of change, which tell that a file is another; of remote audio its name alone does."""
+    name = location.rsplit("::", 1)[-1]
+    path = Path(name)
+    if "://" in name or not path.exists():
+        return 0, 0
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
-def _check_all(candidates: list[Candidate], work: Path, config: IngestParams) -> dict[str, AudioCheck]:
+def _check_all(found: list[Candidate], work: Path, config: IngestParams) -> dict[str, AudioCheck]:
     """Check every file once, several at a time; what a killed run has checked is not checked again."""
     with (
         Journal(work / "checked.jsonl") as journal,
         ThreadPoolExecutor(config.runtime.num_threads) as pool,
-        progress("ingest", len(candidates), "files") as advance,
+        progress("ingest", len(found), "files") as advance,
     ):
-        paths = list(dict.fromkeys(item.path.as_posix() for item in candidates))
-        left = [path for path in paths if path not in journal.done]
-        advance(len(paths) - len(left))
-        for path, check in zip(left, pool.map(lambda path: check_audio(Path(path), config.ingest), left), strict=True):
-            journal.add(path, check.to_dict())
+        wanted = list(dict.fromkeys(item.location for item in found if not item.reason))
+        left = [location for location in wanted if location not in journal.done]
+        advance(len(found) - len(left))
+        for location, check in zip(
+            left, pool.map(lambda location: check_media(location, work, config.ingest), left), strict=True
+        ):
+            journal.add(location, check.to_dict())
             advance()
-        return {path: AudioCheck(**journal.done[path]) for path in paths}
+        return {location: AudioCheck(**journal.done[location]) for location in wanted}
+
+
+def check_media(location: str, work: Path, config: IngestConfig) -> AudioCheck:
+    """Judge the audio at a location; a copy that later stages can read is left in `work` where they need one.
+
+    Raises:
+        StorageError: A remote source does not answer.
+    """
+    if media.is_local(location):
+        return _check_known(Path(location), work, config)
+    try:
+        with media.fetched(location, work / "fetched") as path:
+            check = _check_known(path, work, config)
+            if check.reason or check.kept:
+                return check
+            kept = check.sha256[:20] + path.suffix
+            (work / _KEPT).mkdir(parents=True, exist_ok=True)
+            path.replace(work / _KEPT / kept)
+            return replace(check, kept=kept)
+    except FileNotFoundError as error:
+        return AudioCheck("", "missing", str(error))
+
+
+def _check_known(path: Path, work: Path, config: IngestConfig) -> AudioCheck:
+    """Judge a local file; one in a format of ffmpeg's is decoded to a copy."""
+    check = check_audio(path, config)
+    if check.reason != "not_audio" or path.suffix.lower() == ".raw":
+        return check
+    kept = f"{check.sha256[:20]}.flac"
+    (work / _KEPT).mkdir(parents=True, exist_ok=True)
+    building = work / _KEPT / f"{kept}.tmp"
+    try:
+        media.decode(path, building)
+        decoded = check_audio(building, config)
+    except media.MediaError as error:
+        return check if "decode" not in str(error) else replace(check, reason="truncated", detail=f"cut short: {error}")
+    if decoded.reason:
+        building.unlink()
+    else:
+        building.replace(work / _KEPT / kept)
+    return replace(decoded, sha256=check.sha256, kept="" if decoded.reason else kept)
+
+
+def _keep(cuts: list[MonoCut], work: Path) -> None:
+    """Move the copies that recordings need to the output."""
+    for name in sorted({Path(cut.recording.sources[0].source).name for cut in cuts if "file" in (cut.custom or {})}):
+        target = work / "out" / _KEPT / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            (work / _KEPT / name).replace(target)
 
 
 def _sort_out(
-    candidates: list[Candidate], checks: dict[str, AudioCheck], config: IngestConfig
+    found: list[Candidate], rights: dict[str, Rights], checks: dict[str, AudioCheck], config: IngestConfig
 ) -> tuple[list[MonoCut], list[dict[str, Any]]]:
     """Recordings that are good, and one row for each file that is not."""
     cuts: list[MonoCut] = []
     quarantine: list[dict[str, Any]] = []
-    first_by_content: dict[str, Path] = {}
+    first_by_content: dict[tuple[str, float], str] = {}
     ids: Counter[str] = Counter()
-    for item in candidates:
-        check = checks[item.path.as_posix()]
-        refusal = _refusal(item, check, first_by_content)
+    for item in found:
+        check = checks[item.location] if not item.reason else AudioCheck("", item.reason, item.detail)
+        refusal = _refusal(item, rights[item.source.name], check, first_by_content, config)
         if refusal:
-            seconds = round(check.num_samples / check.sample_rate, 4) if check.sample_rate else None
+            seconds = round(_duration(item, check), 4) if check.sample_rate else None
             quarantine.append(
-                {"file": item.path.as_posix(), "reason": refusal[0], "detail": refusal[1], "seconds": seconds}
+                {"file": item.location, "reason": refusal[0], "detail": refusal[1], "seconds": seconds}
+                | ({"start": item.start} if item.duration is not None else {})
             )
             continue
-        first_by_content[check.sha256] = item.path
+        first_by_content[check.sha256, item.start] = item.location
         ids[item.id] += 1
         unique = item.id if ids[item.id] == 1 else f"{item.id}-{check.sha256[:8]}"
-        cuts.append(_cut(item, unique, check, config.sample_rate))
-    return sorted(cuts, key=lambda cut: cut.id), sorted(quarantine, key=lambda row: row["file"])
+        cuts.append(_cut(item, rights[item.source.name], unique, check, config.sample_rate))
+    return sorted(cuts, key=lambda cut: cut.id), sorted(quarantine, key=lambda row: (row["file"], row.get("start", 0)))
 
 
-def _refusal(item: Candidate, check: AudioCheck, first_by_content: dict[str, Path]) -> tuple[str, str] | None:
+def _duration(item: Candidate, check: AudioCheck) -> float:
+    """Seconds of what is meant of a file."""
+    whole = check.num_samples / check.sample_rate
+    return whole - item.start if item.duration is None else min(item.duration, whole - item.start)
+
+
+def _refusal(
+    item: Candidate, rights: Rights, check: AudioCheck, first_by_content: dict[tuple[str, float], str],
+    config: IngestConfig,
+) -> tuple[str, str] | None:  # fmt: skip
     if check.reason:
         return check.reason, check.detail
     if item.speaker is None:
         return "no_speaker", (
             "the file lies in no speaker's folder; make one folder a speaker, or declare `speaker_from: file`"
         )
-    refused = item.rights.refusal(item.speaker)
-    if refused:
+    if refused := rights.refusal(item.speaker):
         return refused
-    if check.sha256 in first_by_content:
-        return "duplicate", f"the same bytes as {first_by_content[check.sha256].as_posix()}"
+    if item.duration is not None:
+        whole = check.num_samples / check.sample_rate
+        if item.start < 0 or item.start + item.duration > whole + _ROUNDING:
+            end = item.start + item.duration
+            return "outside_file", f"{item.start:.2f} to {end:.2f} s of a file of {whole:.2f} s; correct the index"
+        if _duration(item, check) < config.min_duration:
+            return "too_short", f"{item.duration:.2f} s; ingest.min_duration is {config.min_duration} s"
+    if (check.sha256, item.start) in first_by_content:
+        return "duplicate", f"the same bytes as {first_by_content[check.sha256, item.start]}"
     return None
 
 
-def _cut(item: Candidate, name: str, check: AudioCheck, sample_rate: int) -> MonoCut:
+def _cut(item: Candidate, rights: Rights, name: str, check: AudioCheck, sample_rate: int) -> MonoCut:
     channels = list(range(check.num_channels))
+    location = (output("ingest") / _KEPT / check.kept).as_posix() if check.kept else item.location
     recording = Recording(
         id=name,
-        sources=[AudioSource("file", channels, item.path.as_posix())],
+        sources=[AudioSource("file", channels, location)],
         sampling_rate=check.sample_rate,
         num_samples=check.num_samples,
         duration=check.num_samples / check.sample_rate,
         channel_ids=channels,
     ).resample(sample_rate)
     assert item.speaker is not None
-    consent = item.rights.consent(item.speaker)
+    consent = rights.consent(item.speaker)
     assert consent is not None
+    duration = recording.duration if item.duration is None else _duration(item, check)
     supervision = SupervisionSegment(
-        name, name, 0.0, recording.duration, 0, text=item.text, language=item.source.language, speaker=item.speaker
+        name, name, 0.0, duration, 0, text=item.text, language=item.language, speaker=item.speaker
     )
     custom = {
         "source": item.source.name,
-        "licence": item.rights.licence(item.speaker),
+        "licence": rights.licence(item.speaker),
         "attribution": item.source.attribution,
         "consent": consent.model_dump(mode="json"),
         "sha256": check.sha256,
+        **({"file": item.location} if check.kept else {}),
     }
-    return MonoCut(name, 0.0, recording.duration, 0, [supervision], recording=recording, custom=custom)
+    return MonoCut(name, item.start, duration, 0, [supervision], recording=recording, custom=custom)
 
 
 def _tell(quarantine: list[dict[str, Any]]) -> None:

@@ -1,27 +1,20 @@
 """What is taken in: source declarations with licence, attribution and each speaker's consent.
 
-`data/sources.yaml` declares sources; `declare` writes one for a folder of audio that a user already has. What becomes
-of the files is in `valle2.corpus.ingest`.
+`data/sources.yaml` declares sources; `valle2.corpus.declare` writes it. Which recordings a source holds is read in
+`valle2.corpus.readers`; what becomes of them is in `valle2.corpus.ingest`.
 """
 
-import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from valle2.corpus.journal import write_jsonl
 from valle2.errors import SourceError
 
-SourceKind = Literal["folder", "lhotse"]
-SpeakerFrom = Literal["folder", "file"]
-Recipe = Literal["librispeech"]
-
-SIDECARS = frozenset({".txt", ".json", ".jsonl", ".yaml", ".yml", ".md", ".csv", ".tsv", ".lab", ".textgrid", ".html"})
-"""Suffixes of files that lie beside audio and are none."""
+SourceKind = Literal["folder", "lhotse", "manifest", "tar"]
+SpeakerFrom = Literal["folder", "file", "source"]
+Recipe = Literal["librispeech", "libritts", "libritts-r", "vctk", "ljspeech", "hifitts", "mls", "emilia"]
 
 
 class Declaration(BaseModel):
@@ -53,22 +46,35 @@ class Source(Declaration):
     """One body of audio."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    kind: SourceKind
-    path: str = Field(description="folder of the audio, relative to the declaration's file")
+    kind: SourceKind = "folder"
+    path: str = Field(description="folder of the audio, relative to the declaration's file, or a URL (s3://, https://)")
     language: str = Field("en", description="ISO 639-1 code")
     licence: str = ""
     attribution: str = ""
-    speaker_from: SpeakerFrom = Field("folder", description="the first folder below `path`, or the file's name")
+    speaker_from: SpeakerFrom = Field(
+        "folder", description="the first folder below `path`, the file's name, or one speaker named as the source; "
+        "what stands beside the audio goes first"
+    )  # fmt: skip
     speakers: str = Field("", description="JSONL of speakers, relative to the declaration's file")
     consent: Consent | None = Field(None, description="for speakers without a row of their own")
     recipe: Recipe | None = Field(None, description="kind lhotse: which recipe of lhotse reads the folder")
     parts: tuple[str, ...] = Field((), description="kind lhotse: parts of the corpus; empty: all that are there")
+    table: str = Field("", description="kind folder: CSV, TSV or JSONL below `path` that says what each file is")
+    manifests: tuple[str, ...] = Field((), description="kind manifest: Lhotse manifests below `path`; empty: all")
+    text_variant: int = Field(0, ge=0, description="kind manifest: which of several texts, as Libriheavy's cuts have")
 
     @model_validator(mode="after")
-    def _recipe_fits(self) -> "Source":
+    def _fields_fit(self) -> "Source":
         if (self.kind == "lhotse") != (self.recipe is not None):
             raise ValueError(f"kind {self.kind} {'needs' if self.kind == 'lhotse' else 'takes no'} `recipe`")
+        for kind, name in (("lhotse", "parts"), ("folder", "table"), ("manifest", "manifests")):
+            if self.kind != kind and getattr(self, name):
+                raise ValueError(f"kind {self.kind} takes no `{name}`")
         return self
+
+    def place(self, declaration: Path) -> str:
+        """Where the audio is: a folder, or a URL that fsspec reads."""
+        return self.path if "://" in self.path else (declaration.parent / self.path).as_posix()
 
 
 class Sources(Declaration):
@@ -129,8 +135,9 @@ def read_sources(path: Path) -> tuple[Source, ...]:
     if len(set(names)) < len(names) or not names:
         raise SourceError(f"{path} declares the sources {names}; expected at least one, and each name once")
     for source in declared.sources:
-        if not (path.parent / source.path).is_dir():
-            raise SourceError(f"source {source.name}: no folder {path.parent / source.path}; set its `path` in {path}")
+        place = source.place(path)
+        if "://" not in place and not Path(place).is_dir():
+            raise SourceError(f"source {source.name}: no folder {place}; set its `path` in {path}")
     return declared.sources
 
 
@@ -162,104 +169,3 @@ def explain(error: ValidationError) -> str:
         f"`{'.'.join(map(str, item['loc'])) or 'the whole'}`: {item['msg'][0].lower()}{item['msg'][1:]}"
         for item in error.errors()
     )
-
-
-def audio_files(folder: Path) -> list[Path]:
-    """Files below a folder that are meant to be audio: all but hidden ones and text, sorted."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path.suffix.lower() not in SIDECARS
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-
-
-def speaker_of(source: Source, relative: Path) -> str | None:
-    """Who speaks in a file of a folder source; None if its place does not tell."""
-    if source.speaker_from == "file":
-        return relative.stem
-    return relative.parts[0] if len(relative.parts) > 1 else None
-
-
-def declare(
-    path: Path, to: Path, *, kind: SourceKind = "folder", recipe: Recipe | None = None, name: str = "",
-    licence: str, attribution: str = "", consent_basis: str, consent_record: str = "",
-    speaker_from: SpeakerFrom = "folder", language: str = "en",
-) -> Path:  # fmt: skip
-    """Make a self-contained data folder of audio that is already there.
-
-    Files are copied: what happens in the data folder never touches the originals. Declaring another source into the
-    same folder adds it.
-
-    Args:
-        path: Folder of audio: one folder a speaker, or with `speaker_from="file"` one file a speaker; or the root of a
-            LibriSpeech (the folder that holds test-other or the like).
-        to: The data folder, such as `data`.
-        kind: `folder`, or `lhotse` for a corpus that a recipe of lhotse reads.
-        recipe: Which recipe.
-        name: Of the source; empty: the folder's.
-        licence: Under which all of it stands.
-        attribution: Whom to name.
-        consent_basis: Why these voices may be used; written for every speaker, and editable there one by one.
-        consent_record: Where the proof is.
-        speaker_from: Where a file's speaker is told.
-        language: ISO 639-1 code.
-
-    Returns:
-        The declaration's file.
-
-    Raises:
-        SourceError: There is no audio, or the name is taken.
-    """
-    files = audio_files(path) if path.is_dir() else []
-    if not files:
-        raise SourceError(f"{path} holds no audio; expected a folder with wav, flac, mp3 or ogg files")
-    if path.resolve() in (to.resolve(), *to.resolve().parents):
-        raise SourceError(f"{to} lies inside {path}; declare into a folder outside the source")
-    name = name or "".join(char if char.isalnum() else "-" for char in path.resolve().name.lower()).strip("-")
-    declaration = to / "sources.yaml"
-    present = list(read_sources(declaration)) if declaration.is_file() else []
-    if name in [source.name for source in present]:
-        raise SourceError(f"{declaration} has a source {name!r} already; pass another --name, or remove {to}")
-    row: dict[str, Any] = {
-        "name": name, "kind": kind, "path": f"{name}/audio", "language": language, "licence": licence,
-        "attribution": attribution, "speaker_from": speaker_from, "speakers": f"{name}/speakers.jsonl",
-        **({"recipe": recipe} if recipe else {}),
-    }  # fmt: skip
-    try:
-        source = Source.model_validate(row)
-    except ValidationError as error:
-        raise SourceError(f"the declaration is not right: {explain(error)}") from error
-    _take_in(path, to / name / "audio")
-    consent = {"basis": consent_basis, "record": consent_record, "scope": ["training", "evaluation", "synthesis"]}
-    speakers = sorted({speaker for _, speaker in _speakers(source, path, files) if speaker})
-    write_jsonl(
-        to / name / "speakers.jsonl",
-        [
-            {"speaker": speaker, "licence": licence, "consent": consent if consent_basis else None}
-            for speaker in speakers
-        ],
-    )
-    rows = [json.loads(known.model_dump_json(exclude_defaults=True)) for known in present] + [row]
-    declaration.write_text(yaml.safe_dump({"sources": rows}, sort_keys=False, allow_unicode=True))
-    return declaration
-
-
-def _speakers(source: Source, path: Path, files: list[Path]) -> Iterator[tuple[Path, str | None]]:
-    for file in files:
-        relative = file.relative_to(path)
-        yield file, relative.stem.split("-")[0] if source.kind == "lhotse" else speaker_of(source, relative)
-
-
-def _take_in(path: Path, folder: Path) -> None:
-    """Copy a tree, whole or not at all; never link it, or a change in the data folder would change the user's own."""
-    building = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    for file in sorted(path.rglob("*")):
-        target = building / file.relative_to(path)
-        if file.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-    building.rename(folder)

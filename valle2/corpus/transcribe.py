@@ -115,7 +115,8 @@ def transcribe_recording(recording: MonoCut, asr: Asr, aligner: Aligner, config:
     segments = [_segment(recording, index, span, extra).to_dict() for index, span in enumerate(kept)]
     dropped = [
         {
-            "recording": recording.id, "start": span.start / rate, "end": span.end / rate,
+            "recording": recording.id,
+            "start": recording.start + span.start / rate, "end": recording.start + span.end / rate,
             "samples": span.end - span.start, "reason": span.reason,
         }
         for span in spans if span.reason
@@ -132,16 +133,18 @@ def _load(recording: MonoCut) -> Float[np.ndarray, " n"]:
 
 def _segment(recording: MonoCut, index: int, span: Span, extra: dict[str, Any]) -> MonoCut:
     rate = recording.sampling_rate
-    start, duration = span.start / rate, (span.end - span.start) / rate
+    offset, duration = span.start / rate, (span.end - span.start) / rate
     name = f"{recording.id}-{index:03d}"
-    words = [_item(word, start, duration) for word in span.words]
+    words = [_item(word, offset, duration) for word in span.words]
     about = recording.supervisions[0]
     supervision = SupervisionSegment(
         name, recording.recording.id, 0.0, duration, 0, text=span.text, language=about.language, speaker=about.speaker,
         alignment={"word": words},
     )  # fmt: skip
     custom = {**(recording.custom or {}), **extra}
-    cut = MonoCut(name, start, duration, 0, [supervision], recording=recording.recording, custom=custom)
+    cut = MonoCut(
+        name, recording.start + offset, duration, 0, [supervision], recording=recording.recording, custom=custom
+    )
     assert cut.num_samples == span.end - span.start, f"{name}: {cut.num_samples} samples"
     return cut
 

@@ -217,7 +217,7 @@ def _voices(
             speaker = row["supervisions"][0]["speaker"]
             about[speaker] = row["custom"]
             found = tuple(pieces.pop(recording["id"]))
-            path = recording["sources"][0]["source"] if recording.get("sources") else ""
+            path = row["custom"].get("file") or (recording["sources"][0]["source"] if recording.get("sources") else "")
             source = SourceRecording(row["id"], path, row["custom"]["sha256"], round(row["duration"], 3), found)
             recordings.setdefault(speaker, []).append(source)
     if pieces:

@@ -1,0 +1,53 @@
+"""Tar files of samples: audio and what has the same name beside it, as WebDataset lays them out."""
+
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from valle2.corpus.candidates import SIDECARS, Candidate, recording_id, speaker_of
+from valle2.corpus.folders import facts_of, parse_json
+from valle2.corpus.sources import Source
+
+TAR = "tar://"
+"""A member of a tar file, as fsspec names it: `tar://member::file`."""
+
+
+def read_tars(
+    source: Source, folder: Path, opened: Callable[[Path], BinaryIO] = lambda path: path.open("rb")
+) -> Iterator[Candidate]:
+    """One candidate a member; `opened` gives the bytes of a tar."""
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".tar", ".tgz") or ".tar." in path.name):
+        try:
+            with opened(path) as file:
+                yield from _tar(source, folder, path, file)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            yield Candidate(source, path.as_posix(), recording_id(source, path.relative_to(folder)), None,
+                            reason="broken_tar", detail=f"tar cannot read it ({error}); fetch it again")  # fmt: skip
+
+
+def _tar(source: Source, folder: Path, path: Path, file: BinaryIO) -> Iterator[Candidate]:
+    facts: dict[str, dict[str, str]] = {}
+    audio: list[PurePosixPath] = []
+    with tarfile.open(fileobj=file) as tar:
+        for member in tar:
+            name = PurePosixPath(member.name)
+            if not member.isfile() or any(part.startswith(".") for part in name.parts):
+                continue
+            suffix, key = name.suffix.lower(), name.with_suffix("").as_posix()
+            if suffix in (".txt", ".lab", ".json"):
+                content = tar.extractfile(member)
+                assert content is not None
+                text = content.read().decode("utf-8-sig", "replace")
+                where = f"{path}, {name}"
+                told = {"text": text} if suffix != ".json" else facts_of(parse_json(text, where), where)
+                facts.setdefault(key, {}).update(told)
+            elif suffix not in SIDECARS:
+                audio.append(name)
+    for name in sorted(audio):
+        told = facts.get(name.with_suffix("").as_posix(), {})
+        yield Candidate(
+            source, f"{TAR}{name}::{path.as_posix()}",
+            recording_id(source, PurePosixPath(path.relative_to(folder).with_suffix("")) / name),
+            told.get("speaker") or speaker_of(source, name), told.get("text"), told.get("language", ""),
+        )  # fmt: skip
