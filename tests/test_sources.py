@@ -19,7 +19,9 @@ import yaml
 from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 
 from tests.corpora import CONSENT, RATE, config, rows, tone, write_audio
+from valle2.corpus.declare import declare
 from valle2.corpus.ingest import ingest
+from valle2.corpus.preview import show
 from valle2.errors import SourceError, StorageError
 from valle2.types import StageResult
 
@@ -397,6 +399,33 @@ def test_a_remote_corpus_that_lhotse_knows(served: str) -> None:
     assert taken() == expected
 
 
+def test_remote_audio_is_declared_where_it_is(served: str) -> None:
+    write_audio(AUDIO / "ann" / "a.wav", tone(1.0))
+    declare(f"{served}/", Path("mine"), name="far", licence="CC0-1.0", consent_basis="signed form")
+    assert sorted(path.name for path in Path("mine").rglob("*") if path.is_file()) == ["sources.yaml", "speakers.jsonl"]
+    ingest(config(ingest={"sources": "mine/sources.yaml"}))
+    assert taken() == {"far-ann-a": ("ann", None)}
+
+
+def test_audio_declared_in_place_is_not_copied(workspace: Path) -> None:
+    path = write_audio(workspace / "corpus" / "ann" / "a.wav", tone(1.0))
+    declare(workspace / "corpus", Path("mine"), in_place=True, licence="CC0-1.0", consent_basis="signed form")
+    ingest(config(ingest={"sources": "mine/sources.yaml"}))
+    assert rows(CUTS)[0]["recording"]["sources"][0]["source"] == path.as_posix()
+
+
+def test_a_dry_run_tells_what_it_would_take_and_refuse(capsys: pytest.CaptureFixture[str]) -> None:
+    write_audio(AUDIO / "ann" / "a.wav", tone(36.0))
+    (AUDIO / "ann" / "b.wav").write_text("no audio")
+    Path("data/sources.yaml").write_text(
+        yaml.safe_dump({"sources": [{"name": "c", "path": "audio", "licence": "CC0-1.0", "consent": CONSENT}]})
+    )
+    show(config())
+    told = capsys.readouterr().out
+    assert "CC0-1.0" in told and "0.01" in told and f"{RATE} Hz" in told and "not_audio" in told and "b.wav" in told
+    assert not Path("artifacts/ingest").exists()
+
+
 def test_a_remote_tar(served: str) -> None:
     write_tar(AUDIO / "shard-0.tar")
     take_in(path=served, kind="tar")
@@ -404,5 +433,5 @@ def test_a_remote_tar(served: str) -> None:
 
 
 def test_a_place_that_does_not_answer_is_one_sentence() -> None:
-    with pytest.raises(StorageError, match=r"cannot list http://127\.0\.0\.1:9"):
+    with pytest.raises(StorageError, match=r"cannot read http://127\.0\.0\.1:9"):
         take_in(path="http://127.0.0.1:9/audio")

@@ -118,7 +118,7 @@ def evaluate(params: Params = PARAMS) -> None:
 
 @app.command()
 def declare(
-    path: Annotated[Path, typer.Argument(help="root of the audio")],
+    path: Annotated[str, typer.Argument(help="root of the audio: a folder, or a URL such as s3://bucket/corpus")],
     licence: Annotated[str, typer.Option(help="licence of all of it, such as CC-BY-4.0")],
     consent_basis: Annotated[str, typer.Option(help="why these voices may be used, such as 'signed form'")],
     to: Annotated[Path, typer.Option(help="data folder to make or add to")] = Path("data"),

@@ -55,7 +55,10 @@ def check_audio(path: Path, config: IngestConfig) -> AudioCheck:
         return AudioCheck("", "missing", "a link that leads nowhere" if path.is_symlink() else "there is no such file")
     if path.stat().st_size == 0:
         return AudioCheck("", "empty", "the file has no bytes")
-    sha256 = file_sha256(path)
+    try:
+        sha256 = file_sha256(path)
+    except OSError as denied:
+        return AudioCheck("", "unreadable", f"the file cannot be read: {denied.strerror}")
     if path.suffix.lower() == ".raw":
         return AudioCheck(sha256, "not_audio", "samples without a header tell no rate; convert them to wav or flac")
     try:

@@ -6,19 +6,25 @@ libsndfile does not know its format, decoded once, to FLAC of its first channel 
 
 import hashlib
 import shutil
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
+import aiohttp
 import av
 import av.error
 import fsspec
 import soundfile
+from botocore.exceptions import BotoCoreError, ClientError
 
 from valle2.corpus.tars import TAR
 from valle2.errors import StorageError
 
+NETWORK_ERRORS = (OSError, TimeoutError, aiohttp.ClientError, BotoCoreError, ClientError)
+"""What fsspec raises where a storage does not answer or refuses."""
+_ONE_AT_A_TIME = threading.Lock()
 _BLOCK = 2**20
 _SLACK = 0.1
 """Seconds by which a container's stated duration may be longer than what decodes."""
@@ -49,30 +55,28 @@ def fetched(location: str, folder: Path) -> Iterator[Path]:
     name = location.removeprefix(TAR).split("::")[0]
     path = folder / (hashlib.sha256(location.encode()).hexdigest()[:20] + PurePosixPath(name).suffix.lower())
     try:
-        with fsspec.open(location, "rb") as remote, path.open("wb") as file:
+        # Members of a tar share one open file.
+        turn = _ONE_AT_A_TIME if location.startswith(TAR) else nullcontext()
+        with turn, fsspec.open(location, "rb") as remote, path.open("wb") as file:
             shutil.copyfileobj(remote, file, _BLOCK)
     except (FileNotFoundError, KeyError) as error:
         path.unlink(missing_ok=True)
         raise FileNotFoundError(f"nothing at {location}") from error
-    except (OSError, TimeoutError) as error:
+    except NETWORK_ERRORS as error:
         path.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot read {location} ({' '.join(str(error).split())[:200]}); check the address, the key and the "
-            "network, and run the same command again: it goes on where it stopped"
-        ) from error
+        raise unreachable(location, error) from error
     try:
         yield path
     finally:
         path.unlink(missing_ok=True)
 
 
-def is_known(path: Path) -> bool:
-    """Whether libsndfile reads a file's format."""
-    try:
-        soundfile.info(path)
-    except soundfile.LibsndfileError:
-        return False
-    return True
+def unreachable(location: str, error: Exception) -> StorageError:
+    """The sentence for a network error."""
+    return StorageError(
+        f"cannot read {location} ({' '.join(str(error).split())[:200]}); check the address, the key and the network, "
+        "and run the same command again: it goes on where it stopped"
+    )
 
 
 def decode(path: Path, target: Path) -> None:

@@ -15,10 +15,11 @@ import fsspec
 from valle2.corpus.candidates import SIDECARS, Candidate
 from valle2.corpus.folders import read_folder
 from valle2.corpus.manifests import read_manifests
+from valle2.corpus.media import NETWORK_ERRORS, unreachable
 from valle2.corpus.recipes import read_recipe
 from valle2.corpus.sources import Source
 from valle2.corpus.tars import read_tars
-from valle2.errors import SourceError, StorageError
+from valle2.errors import SourceError
 
 _EXPECTED = {
     "folder": "wav, flac, mp3, ogg, opus, m4a or aac files",
@@ -61,33 +62,32 @@ def _remote(source: Source, place: str) -> list[Candidate]:
     """Read a copy of the tree in which index files are whole and audio is empty; then name the audio where it is."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _copy_tree(source, place, folder)
+        try:
+            _copy_tree(place, folder)
+        except FileNotFoundError as error:
+            raise SourceError(f"source {source.name}: nothing at {place}; correct its `path`") from error
+        except NETWORK_ERRORS as error:
+            raise unreachable(place, error) from error
 
         def opened(path: Path) -> BinaryIO:
             return cast(BinaryIO, fsspec.open(f"{place}/{path.relative_to(folder).as_posix()}", "rb").open())
 
-        found = _read(source, folder, partial(read_tars, opened=opened))
+        try:
+            found = _read(source, folder, partial(read_tars, opened=opened))
+        except NETWORK_ERRORS as error:
+            raise unreachable(place, error) from error
         return [replace(item, location=item.location.replace(folder.as_posix(), place)) for item in found]
 
 
-def _copy_tree(source: Source, place: str, folder: Path) -> None:
-    try:
-        files, path = fsspec.core.url_to_fs(place)
-        names = files.find(path) or files.ls(path, detail=False)
-        index = [name for name in names if Path(name).suffix.lower() in SIDECARS]
-        for name in names:
-            target = folder / _below(name, path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.touch()
-        if index:
-            files.get(index, [str(folder / _below(name, path)) for name in index])
-    except FileNotFoundError as error:
-        raise SourceError(f"source {source.name}: nothing at {place}; correct its `path`") from error
-    except (OSError, TimeoutError) as error:
-        raise StorageError(
-            f"source {source.name}: cannot list {place} ({' '.join(str(error).split())[:200]}); check the address, the "
-            "key and the network"
-        ) from error
+def _copy_tree(place: str, folder: Path) -> None:
+    files, path = fsspec.core.url_to_fs(place)
+    names = files.find(path) or files.ls(path, detail=False)
+    for name in names:
+        target = folder / _below(name, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch()
+    if index := [name for name in names if Path(name).suffix.lower() in SIDECARS]:
+        files.get(index, [str(folder / _below(name, path)) for name in index])
 
 
 def _below(name: str, path: str) -> str:

@@ -1,6 +1,8 @@
 """Tar files of samples: audio and what has the same name beside it, as WebDataset lays them out."""
 
+import gzip
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -21,7 +23,7 @@ def read_tars(
         try:
             with opened(path) as file:
                 yield from _tar(source, folder, path, file)
-        except (tarfile.TarError, OSError, EOFError) as error:
+        except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
             yield Candidate(source, path.as_posix(), recording_id(source, path.relative_to(folder)), None,
                             reason="broken_tar", detail=f"tar cannot read it ({error}); fetch it again")  # fmt: skip
 
