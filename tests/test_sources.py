@@ -19,6 +19,9 @@ import yaml
 from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 
 from tests.corpora import CONSENT, RATE, config, rows, tone, write_audio
+from valle2.config.ingest import IngestConfig
+from valle2.corpus import ingest as ingesting
+from valle2.corpus.audio_check import AudioCheck
 from valle2.corpus.declare import declare
 from valle2.corpus.ingest import ingest
 from valle2.corpus.preview import show
@@ -435,3 +438,30 @@ def test_a_remote_tar(served: str) -> None:
 def test_a_place_that_does_not_answer_is_one_sentence() -> None:
     with pytest.raises(StorageError, match=r"cannot read http://127\.0\.0\.1:9"):
         take_in(path="http://127.0.0.1:9/audio")
+
+
+def test_what_was_judged_before_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_audio(AUDIO / "ann" / "a.wav", tone(1.0))
+    take_in()
+    decoded: list[str] = []
+    judge = ingesting.check_audio
+
+    def counted(path: Path, settings: IngestConfig) -> AudioCheck:
+        decoded.append(path.name)
+        return judge(path, settings)
+
+    monkeypatch.setattr(ingesting, "check_audio", counted)
+    (AUDIO / "ann" / "a.wav").rename(AUDIO / "ann" / "renamed.wav")
+    write_audio(AUDIO / "ann" / "b.wav", tone(1.0, 300))
+    take_in()
+    assert decoded == ["b.wav"] and list(taken()) == ["c-ann-b", "c-ann-renamed"]
+    take_in(licence="CC-BY-4.0")
+    assert decoded == ["b.wav"] and rows(CUTS)[0]["custom"]["licence"] == "CC-BY-4.0"
+
+
+def test_a_ledger_that_is_no_database_is_one_sentence(workspace: Path) -> None:
+    write_audio(AUDIO / "ann" / "a.wav", tone(1.0))
+    (workspace / ".valle2" / "ledger").mkdir(parents=True)
+    (workspace / ".valle2" / "ledger" / "ingest.sqlite").write_text("no database, but quite some text in its place")
+    with pytest.raises(StorageError, match=r"cannot use .*ingest\.sqlite .*remove it"):
+        take_in()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from lhotse import MonoCut
 
-from tests.corpora import config, declare_speakers, rows, tone, write_audio
+from tests.corpora import config, declare_speakers, rows, tone, write_audio, write_rows
 from valle2.asr import Sentence, Window, Word
 from valle2.config.transcribe import TranscribeConfig
 from valle2.corpus import transcribe as module
@@ -148,6 +148,7 @@ def test_resumed_after_a_kill_is_the_same_bytes(workspace: Path, monkeypatch: py
     transcribe(config())
     uninterrupted = tree_sha256(Path("artifacts/transcribe"))
     shutil.rmtree("artifacts/transcribe")
+    shutil.rmtree(".valle2")
     done: list[str] = []
 
     def killed(recording: MonoCut, **options: Any) -> dict[str, Any]:
@@ -170,6 +171,28 @@ def test_resumed_after_a_kill_is_the_same_bytes(workspace: Path, monkeypatch: py
     monkeypatch.setattr(module, "transcribe_recording", resumed)
     transcribe(config())
     assert tree_sha256(Path("artifacts/transcribe")) == uninterrupted
+
+
+def test_what_is_new_alone_is_transcribed(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transcribe(config())
+    before = rows(Path("artifacts/transcribe/segments.jsonl"))
+    path = Path("artifacts/ingest/cuts.jsonl")
+    first, *others = rows(path)
+    changed = {**first, "custom": {**first["custom"], "licence": "CC-BY-4.0"}}
+    write_rows(path, [changed, *others])
+    seen: list[str] = []
+
+    def counted(recording: MonoCut, **options: Any) -> dict[str, Any]:
+        seen.append(recording.id)
+        return transcribe_recording(recording, **options)
+
+    monkeypatch.setattr(module, "transcribe_recording", counted)
+    transcribe(config())
+    after = rows(Path("artifacts/transcribe/segments.jsonl"))
+    assert seen == [first["id"]], "its facts are in its segments"
+    assert [row for row in after if row["recording"]["id"] != first["id"]] == [
+        row for row in before if row["recording"]["id"] != first["id"]
+    ]
 
 
 def test_no_speech_anywhere_is_an_error(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

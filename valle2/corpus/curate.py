@@ -18,6 +18,7 @@ from lhotse.utils import fastcopy
 from valle2.config.curate import CurateConfig, CurateParams
 from valle2.corpus import quality
 from valle2.corpus.journal import Journal, read_jsonl, write_jsonl
+from valle2.corpus.ledger import Ledger
 from valle2.corpus.splits import check_leakage, leaked_texts, split_speakers
 from valle2.errors import ConfigError, SourceError
 from valle2.progress import progress
@@ -85,15 +86,28 @@ def _dnsmos(cuts: Sequence[MonoCut], work: Path, num_threads: int) -> dict[str, 
 
     with (
         Journal(work / "dnsmos.jsonl") as journal,
+        Ledger(
+            "curate", quality.DNSMOS_RATE, ["valle2.corpus.quality"], ("speechmos", "onnxruntime", "librosa", "lhotse")
+        ) as ledger,
         ThreadPoolExecutor(num_threads) as pool,
         progress("curate", total, "s of audio") as advance,
     ):
+        for cut in cuts:
+            if cut.id not in journal.done and (known := ledger.get(_heard(cut))) is not None:
+                journal.add(cut.id, known)
         left = [cut for cut in cuts if cut.id not in journal.done]
         advance(total - sum(cut.duration for cut in left))
         for cut, value in zip(left, pool.map(score, left), strict=True):
             journal.add(cut.id, value)
+            ledger.add(_heard(cut), value)
             advance(cut.duration)
         return journal.done
+
+
+def _heard(cut: MonoCut) -> list[Any]:
+    """What the score of a cut's sound depends on."""
+    assert cut.custom is not None
+    return [cut.custom["sha256"], cut.start, cut.duration, cut.channel, cut.sampling_rate]
 
 
 def _score(cuts: Sequence[MonoCut], dnsmos: dict[str, float], language: str) -> list[Scored]:

@@ -19,11 +19,12 @@ from valle2.corpus import media
 from valle2.corpus.audio_check import AudioCheck, check_audio
 from valle2.corpus.candidates import Candidate
 from valle2.corpus.journal import Journal, write_jsonl
+from valle2.corpus.ledger import Ledger
 from valle2.corpus.readers import candidates
 from valle2.corpus.sources import Rights, read_rights, read_sources
 from valle2.errors import SourceError
 from valle2.progress import progress
-from valle2.stage import output, partial, publish
+from valle2.stage import file_sha256, output, partial, publish
 from valle2.types import StageResult
 
 _KEPT = "audio"
@@ -112,6 +113,7 @@ def _check_all(found: list[Candidate], work: Path, config: IngestParams) -> dict
     """Check every file once, several at a time; what a killed run has checked is not checked again."""
     with (
         Journal(work / "checked.jsonl") as journal,
+        Ledger("ingest", config.ingest.model_dump(), ["valle2.corpus.audio_check"], ["soundfile"]) as ledger,
         ThreadPoolExecutor(config.runtime.num_threads) as pool,
         progress("ingest", len(found), "files") as advance,
     ):
@@ -119,24 +121,24 @@ def _check_all(found: list[Candidate], work: Path, config: IngestParams) -> dict
         left = [location for location in wanted if location not in journal.done]
         advance(len(found) - len(left))
         for location, check in zip(
-            left, pool.map(lambda location: check_media(location, work, config.ingest), left), strict=True
+            left, pool.map(lambda location: check_media(location, work, config.ingest, ledger), left), strict=True
         ):
             journal.add(location, check.to_dict())
             advance()
         return {location: AudioCheck(**journal.done[location]) for location in wanted}
 
 
-def check_media(location: str, work: Path, config: IngestConfig) -> AudioCheck:
+def check_media(location: str, work: Path, config: IngestConfig, ledger: Ledger) -> AudioCheck:
     """Judge the audio at a location; a copy that later stages can read is left in `work` where they need one.
 
     Raises:
         StorageError: A remote source does not answer.
     """
     if media.is_local(location):
-        return _check_known(Path(location), work, config)
+        return _check_known(Path(location), work, config, ledger)
     try:
         with media.fetched(location, work / "fetched") as path:
-            check = _check_known(path, work, config)
+            check = _check_known(path, work, config, ledger)
             if check.reason or check.kept:
                 return check
             kept = check.sha256[:20] + path.suffix
@@ -147,9 +149,9 @@ def check_media(location: str, work: Path, config: IngestConfig) -> AudioCheck:
         return AudioCheck("", "missing", str(error))
 
 
-def _check_known(path: Path, work: Path, config: IngestConfig) -> AudioCheck:
+def _check_known(path: Path, work: Path, config: IngestConfig, ledger: Ledger) -> AudioCheck:
     """Judge a local file; one in a format of ffmpeg's is decoded to a copy."""
-    check = check_audio(path, config)
+    check = _check_once(path, config, ledger)
     if check.reason != "not_audio" or path.suffix.lower() == ".raw":
         return check
     kept = f"{check.sha256[:20]}.flac"
@@ -165,6 +167,19 @@ def _check_known(path: Path, work: Path, config: IngestConfig) -> AudioCheck:
     else:
         building.replace(work / _KEPT / kept)
     return replace(decoded, sha256=check.sha256, kept="" if decoded.reason else kept)
+
+
+def _check_once(path: Path, config: IngestConfig, ledger: Ledger) -> AudioCheck:
+    """Judge a file, or find how the same bytes were judged before."""
+    try:
+        item = [file_sha256(path), path.suffix.lower()]
+    except OSError:
+        return check_audio(path, config)
+    if known := ledger.get(item):
+        return AudioCheck(**known)
+    check = check_audio(path, config)
+    ledger.add(item, check.to_dict())
+    return check
 
 
 def _keep(cuts: list[MonoCut], work: Path) -> None:

@@ -24,12 +24,16 @@ from valle2.asr import ASR_RATE, Aligner, Asr, Window, load_aligner, load_asr
 from valle2.bundled import bundled
 from valle2.config.transcribe import TranscribeConfig, TranscribeParams
 from valle2.corpus.journal import Journal, read_jsonl, write_jsonl
+from valle2.corpus.ledger import Ledger
 from valle2.corpus.segments import Span, TimedWord, split, whole
 from valle2.corpus.truth import word_error_rate
 from valle2.errors import SourceError
 from valle2.progress import progress
 from valle2.stage import file_sha256, output, partial, publish, tree_sha256
 from valle2.types import StageResult
+
+_CODE = ("valle2.asr", "valle2.corpus.segments", "valle2.corpus.transcribe", "valle2.text")
+"""Modules that make a recording's segments."""
 
 
 def transcribe(config: TranscribeParams) -> StageResult:
@@ -43,14 +47,10 @@ def transcribe(config: TranscribeParams) -> StageResult:
     if not path.is_file():
         raise SourceError(f"no recordings at {path}; run `valle2 ingest`")
     recordings = [MonoCut.from_dict(row) for row in read_jsonl(path)]
-    inputs = [
-        config.transcribe.model_dump(),
-        config.runtime.device,
-        file_sha256(path),
-        _models_sha256(config.transcribe),
-    ]
+    models = _models_sha256(config.transcribe)
+    inputs = [config.transcribe.model_dump(), config.runtime.device, file_sha256(path), models]
     with partial("transcribe", inputs) as work:
-        results = _transcribe_all(recordings, work, config)
+        results = _transcribe_all(recordings, work, config, models)
         segments = [row for recording in recordings for row in results[recording.id]["segments"]]
         dropped = [row for recording in recordings for row in results[recording.id]["dropped"]]
         if not segments:
@@ -66,10 +66,20 @@ def transcribe(config: TranscribeParams) -> StageResult:
     return _result(recordings, segments, dropped, config)
 
 
-def _transcribe_all(recordings: Sequence[MonoCut], work: Path, config: TranscribeParams) -> dict[str, Any]:
-    """Result rows by recording; what a killed run has finished is taken over."""
+def _transcribe_all(
+    recordings: Sequence[MonoCut], work: Path, config: TranscribeParams, models: list[str]
+) -> dict[str, Any]:
+    """Result rows by recording; what a killed run or an earlier version of the corpus has finished is taken over."""
     total = sum(recording.duration for recording in recordings)
-    with Journal(work / "recordings.jsonl") as journal, progress("transcribe", total, "s of audio") as advance:
+    inputs = [config.transcribe.model_dump(), config.runtime.device, models]
+    with (
+        Journal(work / "recordings.jsonl") as journal,
+        Ledger("transcribe", inputs, _CODE, ("whisperx", "ctranslate2", "torch", "transformers")) as ledger,
+        progress("transcribe", total, "s of audio") as advance,
+    ):
+        for recording in recordings:
+            if recording.id not in journal.done and (known := ledger.get(recording.to_dict())):
+                journal.add(recording.id, known)
         left = [recording for recording in recordings if recording.id not in journal.done]
         advance(total - sum(recording.duration for recording in left))
         if left:
@@ -80,6 +90,7 @@ def _transcribe_all(recordings: Sequence[MonoCut], work: Path, config: Transcrib
                 work_on = partial_call(transcribe_recording, asr=asr, aligner=aligner, config=config.transcribe)
                 for recording, result in zip(left, pool.map(work_on, left), strict=True):
                     journal.add(recording.id, result)
+                    ledger.add(recording.to_dict(), result)
                     advance(recording.duration)
         return journal.done
 
