@@ -34,6 +34,7 @@ SHORTEST = 0.5
 
 def run(options: argparse.Namespace) -> Sequence[Figure]:
     """All figures."""
+    options.out = options.out.absolute()
     os.chdir(options.workspace)
     config = load_config(PARAMS)
     cases = choose_cases(output("tokenize"), config.evaluate, config.transcribe.language)[: options.cases]
