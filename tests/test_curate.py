@@ -1,17 +1,21 @@
 """Rules, splits, the leakage gate, and a funnel that adds up to the sample."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from lhotse import MonoCut
 
 from tests.corpora import config, rows, segment, tone, write_audio, write_rows
+from valle2.config.curate import Thresholds
 from valle2.config.params import Config
 from valle2.corpus import curate as module
-from valle2.corpus import quality
+from valle2.corpus import quality, sound
 from valle2.corpus.curate import curate
+from valle2.corpus.rules import RULES, Facts, broken_rule
 from valle2.corpus.splits import check_leakage, split_speakers
 from valle2.errors import ConfigError, SourceError
 from valle2.stage import tree_sha256
@@ -89,6 +93,12 @@ def test_each_rule_has_its_reason(workspace: list[MonoCut], monkeypatch: pytest.
         "duplicate_text": 1, "language": 1, "no_words": 1, "non_speech": 4, "speaking_rate": 1, "text_disagrees": 1,
         "text_leak": 1,
     }  # fmt: skip
+    dropped = {row["id"]: row for row in rows("artifacts/curate/dropped.jsonl")}
+    assert {name: row["reason"] for name, row in dropped.items()} == {
+        "bob-0": "language", "cal-0": "no_words", "cal-2": "duplicate_text", "dan-0": "speaking_rate",
+        "dan-1": "text_leak", "dan-2": "text_disagrees",
+    }  # fmt: skip
+    assert dropped["dan-0"]["words_per_second"] == 8 and dropped["dan-0"]["dnsmos"] == 3.0
 
 
 def test_quality_rule(workspace: list[MonoCut]) -> None:
@@ -148,6 +158,69 @@ def test_dnsmos_tells_noise_from_silence_the_same_each_time() -> None:
 
 def test_rate_bounds_are_tukeys() -> None:
     assert quality.rate_bounds([1, 2, 3, 4, 5], 1.5) == (-1.0, 7.0)
-    assert quality.judge_rate(7.1, (-1, 7)) == "speaking_rate"
-    assert quality.judge_agreement("a b", "a c", 0.4) == "text_disagrees"
-    assert quality.judge_agreement("a b", "x y", 1.0) == ""
+
+
+GOOD = Facts("one two three", "one two three", "en", "en", 2.0, (1.0, 4.0), 3.5, 0.0, 0.1, 40.0, 8000.0)
+
+
+@pytest.mark.parametrize(
+    ("reason", "changed"),
+    [
+        ("no_words", {"text": ""}),
+        ("language", {"language": "de"}),
+        ("clipping", {"clipped": 0.006}),
+        ("mostly_silence", {"silence": 0.61}),
+        ("noise", {"snr": 4.9}),
+        ("narrow_band", {"bandwidth": 6900.0}),
+        ("low_quality", {"dnsmos": 2.4}),
+        ("repetitive_text", {"text": "thank you " * 20}),
+        ("speaking_rate", {"rate": 4.1}),
+        ("text_disagrees", {"heard": "one two"}),
+    ],
+)
+def test_each_rule_is_broken_by_its_own_fact_alone(reason: str, changed: dict[str, Any]) -> None:
+    limits = Thresholds(min_bandwidth=7000, max_given_text_wer=0.3)
+    assert broken_rule(GOOD, limits) == ""
+    assert broken_rule(replace(GOOD, **changed), limits) == reason
+    assert reason in [rule.__name__ for rule in RULES]
+
+
+def test_every_rule_is_tested() -> None:
+    [mark] = test_each_rule_is_broken_by_its_own_fact_alone.pytestmark  # type: ignore[attr-defined]
+    assert [case[0] for case in mark.args[1]] == [rule.__name__ for rule in RULES]
+
+
+def test_a_source_may_have_thresholds_of_its_own(workspace: list[MonoCut]) -> None:
+    with pytest.raises(SourceError, match="12 low_quality"):
+        curate(parameters(sources={"tones": {"min_dnsmos": 5.0}}))
+    curate(parameters(sources={"another": {"min_dnsmos": 5.0}}))
+    with pytest.raises(ConfigError, match=r"source tones sets min_dnsmoss; expected one of .*min_dnsmos,"):
+        parameters(sources={"tones": {"min_dnsmoss": 5.0}})
+
+
+def speechlike(seconds: float, rate: int, top: float) -> np.ndarray:
+    """Noise up to a frequency, in syllables with pauses, over a faint floor."""
+    rng = np.random.default_rng(1)
+    spectrum = np.fft.rfft(rng.normal(size=round(seconds * rate)))
+    spectrum[np.fft.rfftfreq(round(seconds * rate), 1 / rate) > top] = 0
+    times = np.arange(round(seconds * rate)) / rate
+    wave = np.fft.irfft(spectrum, len(times)) * np.clip(np.sin(2 * np.pi * 2 * times) + 0.5, 0, 1)
+    return (0.1 * wave / wave.std() + 3e-5 * rng.normal(size=len(times))).astype(np.float32)
+
+
+@pytest.mark.parametrize("top", [3400, 4000, 8000])
+def test_bandwidth_is_that_of_the_speech_not_of_the_file(top: float) -> None:
+    wave = speechlike(4.0, 48_000, top)
+    assert sound.bandwidth(wave, 48_000) == pytest.approx(top, abs=150)
+
+
+def test_measures_of_a_waveform() -> None:
+    wave = speechlike(4.0, 24_000, 8000)
+    clean = sound.measure(wave, 24_000)
+    assert clean["clipped"] == 0 and clean["silence"] == pytest.approx(1 / 3, abs=0.06)
+    assert clean["snr"] > 60
+    loud = sound.measure(np.clip(30 * wave, -1, 1), 24_000)
+    assert loud["clipped"] > 0.3
+    noisy = sound.measure(wave + np.random.default_rng(2).normal(0, 0.07, len(wave)).astype(np.float32), 24_000)
+    assert noisy["snr"] < 10 and noisy["silence"] == 0
+    assert sound.measure(wave[:10], 24_000).keys() == clean.keys()

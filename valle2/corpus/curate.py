@@ -1,6 +1,6 @@
 """Segments to training material: filtered, speaker-disjoint, with a text tokenizer and a funnel that adds up.
 
-Each segment is dropped for the first rule that it breaks (`valle2.corpus.quality`); the funnel tells to the sample
+Each segment is dropped for the first rule that it breaks (`valle2.corpus.rules`); the funnel tells to the sample
 where every hour that was taken in has gone. Next: `valle2.shards`.
 """
 
@@ -16,9 +16,10 @@ from lhotse import MonoCut
 from lhotse.utils import fastcopy
 
 from valle2.config.curate import CurateConfig, CurateParams
-from valle2.corpus import quality
+from valle2.corpus import quality, sound
 from valle2.corpus.journal import Journal, read_jsonl, write_jsonl
 from valle2.corpus.ledger import Ledger
+from valle2.corpus.rules import Facts, broken_rule
 from valle2.corpus.splits import check_leakage, leaked_texts, split_speakers
 from valle2.errors import ConfigError, SourceError
 from valle2.progress import progress
@@ -32,11 +33,13 @@ class Scored:
     """A segment with what the rules ask for."""
 
     cut: MonoCut
+    source: str
     text: str
     """Normalised."""
-    dnsmos: float
     rate: float
     """Words per second."""
+    measured: dict[str, float]
+    """DNSMOS, and what `valle2.corpus.sound.measure` gives."""
 
 
 def curate(config: CurateParams) -> StageResult:
@@ -51,7 +54,7 @@ def curate(config: CurateParams) -> StageResult:
         raise SourceError(f"no segments at {folder / 'segments.jsonl'}; run `valle2 transcribe`")
     cuts = [MonoCut.from_dict(row) for row in read_jsonl(folder / "segments.jsonl")]
     with partial("curate", [file_sha256(folder / "segments.jsonl")]) as work:
-        scored = _score(cuts, _dnsmos(cuts, work, config.runtime.num_threads), config.transcribe.language)
+        scored = _score(cuts, _measure(cuts, work, config.runtime.num_threads), config.transcribe.language)
         reasons = judge(scored, config.curate, config.transcribe.language)
         splits = _split(scored, reasons, config)
         compared = check_leakage(splits)
@@ -59,6 +62,9 @@ def curate(config: CurateParams) -> StageResult:
         funnel["disjoint"] = compared
         for split in SPLITS:
             write_jsonl(work / "out" / f"{split}.jsonl", [cut.to_dict() for cut in splits[split]])
+        write_jsonl(
+            work / "out" / "dropped.jsonl", [_dropped(item, reasons) for item in scored if item.cut.id in reasons]
+        )
         bpe = _bpe(splits["train"], config.curate)
         bpe.save(work / "out" / "bpe.json")
         write_json(work / "out" / "funnel.json", funnel)
@@ -76,69 +82,75 @@ def _bpe(train: Sequence[MonoCut], config: CurateConfig) -> Bpe:
     return Bpe.load(Path(config.bpe))
 
 
-def _dnsmos(cuts: Sequence[MonoCut], work: Path, num_threads: int) -> dict[str, float]:
-    """P.808 MOS by cut id; scores of a killed run are taken over."""
+def _measure(cuts: Sequence[MonoCut], work: Path, num_threads: int) -> dict[str, dict[str, float]]:
+    """What is measured of each cut's sound; that of a killed run and of earlier runs is taken over."""
     total = sum(cut.duration for cut in cuts)
     model = quality.Dnsmos()
 
-    def score(cut: MonoCut) -> float:
-        return model.p808(cut.resample(quality.DNSMOS_RATE).load_audio()[0])
+    def measured(cut: MonoCut) -> dict[str, float]:
+        p808 = model.p808(cut.resample(quality.DNSMOS_RATE).load_audio()[0])
+        return {"dnsmos": p808, **sound.measure(cut.load_audio()[0], cut.sampling_rate)}
 
     with (
-        Journal(work / "dnsmos.jsonl") as journal,
-        Ledger(
-            "curate", quality.DNSMOS_RATE, ["valle2.corpus.quality"], ("speechmos", "onnxruntime", "librosa", "lhotse")
-        ) as ledger,
+        Journal(work / "measured.jsonl") as journal,
+        Ledger("curate", quality.DNSMOS_RATE, _MEASURING, ("speechmos", "onnxruntime", "librosa", "lhotse")) as ledger,
         ThreadPoolExecutor(num_threads) as pool,
         progress("curate", total, "s of audio") as advance,
     ):
         for cut in cuts:
-            if cut.id not in journal.done and (known := ledger.get(_heard(cut))) is not None:
+            if cut.id not in journal.done and (known := ledger.get(_heard(cut))):
                 journal.add(cut.id, known)
         left = [cut for cut in cuts if cut.id not in journal.done]
         advance(total - sum(cut.duration for cut in left))
-        for cut, value in zip(left, pool.map(score, left), strict=True):
-            journal.add(cut.id, value)
-            ledger.add(_heard(cut), value)
+        for cut, values in zip(left, pool.map(measured, left), strict=True):
+            journal.add(cut.id, values)
+            ledger.add(_heard(cut), values)
             advance(cut.duration)
         return journal.done
 
 
+_MEASURING = ("valle2.corpus.quality", "valle2.corpus.sound")
+
+
 def _heard(cut: MonoCut) -> list[Any]:
-    """What the score of a cut's sound depends on."""
+    """What the measures of a cut's sound depend on."""
     assert cut.custom is not None
     return [cut.custom["sha256"], cut.start, cut.duration, cut.channel, cut.sampling_rate]
 
 
-def _score(cuts: Sequence[MonoCut], dnsmos: dict[str, float], language: str) -> list[Scored]:
+def _score(cuts: Sequence[MonoCut], measured: dict[str, dict[str, float]], language: str) -> list[Scored]:
     scored = []
     for cut in cuts:
         text = normalise(cut.supervisions[0].text or "", language)
-        scored.append(Scored(cut, text, dnsmos[cut.id], quality.words_per_second(text, cut.duration)))
+        rate = quality.words_per_second(text, cut.duration)
+        scored.append(Scored(cut, (cut.custom or {})["source"], text, rate, measured[cut.id]))
     return scored
 
 
 def judge(scored: Sequence[Scored], config: CurateConfig, language: str) -> dict[str, str]:
     """Reason code by cut id, of the segments that a rule drops; a text's later repetitions by its speaker are one."""
-    bounds = quality.rate_bounds([item.rate for item in scored if item.text], config.words_per_second_iqr)
+    limits = {name: config.of_source(name) for name in {item.source for item in scored}}
+    usual = {
+        name: quality.rate_bounds(
+            [item.rate for item in scored if item.text and item.source == name], own.words_per_second_iqr
+        )
+        for name, own in limits.items()
+    }
     reasons: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
     for item in scored:
         about = item.cut.supervisions[0]
         heard = (item.cut.custom or {}).get("asr_text")
-        reason = (
-            quality.judge_text(item.text)
-            or quality.judge_language(about.language or "", language)
-            or quality.judge_quality(item.dnsmos, config.min_dnsmos)
-            or quality.judge_rate(item.rate, bounds)
-            or quality.judge_agreement(item.text, None if heard is None else normalise(heard, language),
-                                       config.max_given_text_wer)
-            or ("duplicate_text" if (about.speaker or "", item.text) in seen else "")
+        facts = Facts(
+            item.text, None if heard is None else normalise(heard, language), about.language or "", language, item.rate,
+            usual[item.source], **item.measured,
         )  # fmt: skip
+        said = about.speaker or "", item.text
+        reason = broken_rule(facts, limits[item.source]) or ("duplicate_text" if said in seen else "")
         if reason:
             reasons[item.cut.id] = reason
         else:
-            seen.add((about.speaker or "", item.text))
+            seen.add(said)
     return reasons
 
 
@@ -168,8 +180,17 @@ def _split(scored: Sequence[Scored], reasons: dict[str, str], config: CuratePara
 
 def _curated(item: Scored) -> MonoCut:
     about = item.cut.supervisions[0]
-    custom = {**(item.cut.custom or {}), "raw_text": about.text, "dnsmos": item.dnsmos, "words_per_second": item.rate}
+    custom = {**(item.cut.custom or {}), "raw_text": about.text, **item.measured, "words_per_second": item.rate}
     return fastcopy(item.cut, supervisions=[fastcopy(about, text=item.text)], custom=custom)
+
+
+def _dropped(item: Scored, reasons: dict[str, str]) -> dict[str, Any]:
+    cut, about = item.cut, item.cut.supervisions[0]
+    return {
+        "id": cut.id, "reason": reasons[cut.id], "recording": cut.recording.id, "start": cut.start,
+        "duration": cut.duration, "source": item.source, "speaker": about.speaker, "text": item.text,
+        "words_per_second": item.rate, **item.measured,
+    }  # fmt: skip
 
 
 def _funnel(

@@ -1,14 +1,12 @@
-"""Which segments are good enough: one small pure rule for each reason, and the DNSMOS model that one of them needs.
+"""How good a segment is: the DNSMOS model, and the speaking rates that are usual.
 
-The rules tell a reason code or nothing. In which order they are asked, and what is done with the rest, is in
-`valle2.corpus.curate`.
+Who is dropped for it is in `valle2.corpus.rules`.
 """
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import jiwer
 import numpy as np
 from jaxtyping import Float
 
@@ -69,35 +67,3 @@ def rate_bounds(rates: Sequence[float], spread: float) -> tuple[float, float]:
         return 0.0, 0.0
     low, high = np.quantile(np.asarray(rates), [0.25, 0.75])
     return round(float(low - spread * (high - low)), 6), round(float(high + spread * (high - low)), 6)
-
-
-def judge_text(text: str) -> str:
-    """`no_words` for a text that normalises to nothing."""
-    return "" if text else "no_words"
-
-
-def judge_language(language: str, expected: str) -> str:
-    """`language` for speech declared to be in another language."""
-    return "" if language in ("", expected) else "language"
-
-
-def judge_quality(dnsmos: float, least: float) -> str:
-    """`low_quality` for a P.808 MOS below the least."""
-    return "low_quality" if dnsmos < least else ""
-
-
-def judge_rate(rate: float, bounds: tuple[float, float]) -> str:
-    """`speaking_rate` for words per second out of bounds."""
-    return "" if bounds[0] <= rate <= bounds[1] else "speaking_rate"
-
-
-def judge_agreement(given: str, recognised: str | None, most: float) -> str:
-    """`text_disagrees` if what was recognised is too far from the given text; 1 or more switches the rule off."""
-    if recognised is None or most >= 1:
-        return ""
-    return "text_disagrees" if agreement_wer(given, recognised) > most else ""
-
-
-def agreement_wer(given: str, recognised: str) -> float:
-    """Word errors of the recognised text per given word; both normalised, `given` not empty."""
-    return round(float(jiwer.wer(given, recognised)), 5)
