@@ -118,6 +118,31 @@ def test_the_same_audio_is_decoded_to_the_same_bytes() -> None:
     assert before == {path.name: path.read_bytes() for path in Path("artifacts/ingest").rglob("*") if path.is_file()}
 
 
+def test_a_corpus_of_odd_names_and_broken_files_loses_nothing_silently() -> None:
+    folder = AUDIO / "ann"
+    for index, name in enumerate(['it\'s "quoted".wav', "emoji 🙂.wav", "two  blanks.flac", "Grüße.WAV", "-dash.wav"]):
+        write_audio(folder / "sub folder" / name, tone(1.0, 200 + 10 * index))
+    sound = write_audio(folder / "mp3 inside.mp3", tone(1.0, 500))
+    sound.rename(folder / "mp3 inside.wav")
+    float_wave = tone(1.0).astype(np.float32)
+    float_wave[5000:5010] = np.nan
+    soundfile.write(folder / "nan.wav", float_wave, RATE, subtype="FLOAT")
+    whole = encode(folder / "whole.m4a", tone(3.0, 700), RATE, "aac").read_bytes()
+    (folder / "cut.m4a").write_bytes(whole[: len(whole) // 2])
+    (folder / "zero.ogg").touch()
+    (folder / "text.wav").write_text("this is no audio")
+    (folder / "dead link.wav").symlink_to("nowhere.wav")
+    (folder / "loop.wav").symlink_to("loop.wav")
+    (folder / "loop").symlink_to("../ann", target_is_directory=True)
+    files = [path for path in folder.rglob("*") if path.suffix]
+    take_in()
+    assert refused() == {
+        "nan.wav": "not_finite", "cut.m4a": "not_audio", "zero.ogg": "empty", "text.wav": "not_audio",
+        "dead link.wav": "missing", "loop.wav": "missing",
+    }  # fmt: skip
+    assert len(taken()) == 7 and len(taken()) + len(refused()) == len(files)
+
+
 def test_a_channel_of_several_is_taken() -> None:
     stereo = np.stack([tone(1.0, 200), tone(1.0, 600)], axis=1)
     write_audio(AUDIO / "ann" / "a.wav", stereo)
@@ -351,7 +376,7 @@ def write_tar(path: Path) -> None:
         for index, (suffix, pitch) in enumerate((("flac", 200), ("wav", 300))):
             file = io.BytesIO()
             soundfile.write(file, tone(1.0, pitch), RATE, format=suffix)
-            put(f"000{index}.{suffix}", file.getvalue())
+            put(f"./000{index}.{suffix}", file.getvalue())
             put(f"000{index}.json", json.dumps({"text": f"number {index}", "speaker": f"s{index}"}).encode())
         put("0002.mp3", b"no audio")
         put("0002.txt", b"broken")

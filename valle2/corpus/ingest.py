@@ -114,21 +114,24 @@ def _check_all(found: list[Candidate], work: Path, config: IngestParams) -> dict
     with (
         Journal(work / "checked.jsonl") as journal,
         Ledger("ingest", config.ingest.model_dump(), ["valle2.corpus.audio_check"], ["soundfile"]) as ledger,
+        media.Fetcher(work / "fetched") as fetcher,
         ThreadPoolExecutor(config.runtime.num_threads) as pool,
         progress("ingest", len(found), "files") as advance,
     ):
         wanted = list(dict.fromkeys(item.location for item in found if not item.reason))
         left = [location for location in wanted if location not in journal.done]
         advance(len(found) - len(left))
-        for location, check in zip(
-            left, pool.map(lambda location: check_media(location, work, config.ingest, ledger), left), strict=True
-        ):
-            journal.add(location, check.to_dict())
+
+        def check(location: str) -> AudioCheck:
+            return _check_media(location, work, config.ingest, ledger, fetcher)
+
+        for location, found_out in zip(left, pool.map(check, left), strict=True):
+            journal.add(location, found_out.to_dict())
             advance()
         return {location: AudioCheck(**journal.done[location]) for location in wanted}
 
 
-def check_media(location: str, work: Path, config: IngestConfig, ledger: Ledger) -> AudioCheck:
+def _check_media(location: str, work: Path, config: IngestConfig, ledger: Ledger, fetcher: media.Fetcher) -> AudioCheck:
     """Judge the audio at a location; a copy that later stages can read is left in `work` where they need one.
 
     Raises:
@@ -137,7 +140,7 @@ def check_media(location: str, work: Path, config: IngestConfig, ledger: Ledger)
     if media.is_local(location):
         return _check_known(Path(location), work, config, ledger)
     try:
-        with media.fetched(location, work / "fetched") as path:
+        with fetcher.fetched(location) as path:
             check = _check_known(path, work, config, ledger)
             if check.reason or check.kept:
                 return check

@@ -6,11 +6,14 @@ libsndfile does not know its format, decoded once, to FLAC of its first channel 
 
 import hashlib
 import shutil
+import tarfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import BinaryIO
 
 import aiohttp
 import av
@@ -24,7 +27,6 @@ from valle2.errors import StorageError
 
 NETWORK_ERRORS = (OSError, TimeoutError, aiohttp.ClientError, BotoCoreError, ClientError)
 """What fsspec raises where a storage does not answer or refuses."""
-_ONE_AT_A_TIME = threading.Lock()
 _BLOCK = 2**20
 _SLACK = 0.1
 """Seconds by which a container's stated duration may be longer than what decodes."""
@@ -39,36 +41,78 @@ def is_local(location: str) -> bool:
     return "://" not in location
 
 
-@contextmanager
-def fetched(location: str, folder: Path) -> Iterator[Path]:
-    """A local file with a location's bytes; it is gone afterwards unless it was moved away.
+class Fetcher:
+    """Gets local files with the bytes of locations; safe for several threads. It keeps tars open, with their indexes.
+
+    with Fetcher(folder) as fetcher, fetcher.fetched(location) as path:
+        ...
 
     Args:
-        location: URL that fsspec reads.
-        folder: Where to put it.
-
-    Raises:
-        FileNotFoundError: There is no such object.
-        StorageError: The storage does not answer, or refuses.
+        folder: Where to put the files.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    name = location.removeprefix(TAR).split("::")[0]
-    path = folder / (hashlib.sha256(location.encode()).hexdigest()[:20] + PurePosixPath(name).suffix.lower())
-    try:
-        # Members of a tar share one open file.
-        turn = _ONE_AT_A_TIME if location.startswith(TAR) else nullcontext()
-        with turn, fsspec.open(location, "rb") as remote, path.open("wb") as file:
-            shutil.copyfileobj(remote, file, _BLOCK)
-    except (FileNotFoundError, KeyError) as error:
-        path.unlink(missing_ok=True)
-        raise FileNotFoundError(f"nothing at {location}") from error
-    except NETWORK_ERRORS as error:
-        path.unlink(missing_ok=True)
-        raise unreachable(location, error) from error
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tars: dict[str, tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]] = {}
+        self._lock = threading.Lock()
+        self._open = ExitStack()
+
+    def __enter__(self) -> "Fetcher":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    @contextmanager
+    def fetched(self, location: str) -> Iterator[Path]:
+        """A file with a location's bytes; it is gone afterwards unless it was moved away.
+
+        Args:
+            location: URL that fsspec reads.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+            StorageError: The storage does not answer, or refuses.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = location.removeprefix(TAR).split("::")[0]
+        path = self._folder / (hashlib.sha256(location.encode()).hexdigest()[:20] + PurePosixPath(name).suffix.lower())
+        try:
+            with path.open("wb") as file:
+                self._copy(location, file)
+        except (FileNotFoundError, KeyError) as error:
+            path.unlink(missing_ok=True)
+            raise FileNotFoundError(f"nothing at {location}") from error
+        except NETWORK_ERRORS as error:
+            path.unlink(missing_ok=True)
+            raise unreachable(location, error) from error
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _copy(self, location: str, file: BinaryIO) -> None:
+        if not location.startswith(TAR):
+            with fsspec.open(location, "rb") as remote:
+                shutil.copyfileobj(remote, file, _BLOCK)
+            return
+        name, place = location.removeprefix(TAR).split("::", 1)
+        with self._lock:  # members of a tar share one open file
+            tar, members = self._tar(place)
+            member = tar.extractfile(members[name])
+            assert member is not None
+            shutil.copyfileobj(member, file, _BLOCK)
+
+    def _tar(self, place: str) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
+        if place not in self._tars:
+            self._open.close()  # the one before: audio comes sorted by its tar
+            self._tars.clear()
+            file = self._open.enter_context(fsspec.open(place, "rb"))
+            tar = self._open.enter_context(tarfile.open(fileobj=file))  # noqa: SIM115
+            self._tars[place] = tar, {PurePosixPath(member.name).as_posix(): member for member in tar}
+        return self._tars[place]
 
 
 def unreachable(location: str, error: Exception) -> StorageError:
