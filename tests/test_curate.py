@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from lhotse import MonoCut
 
-from tests.corpora import config, rows, segment, tone, write_audio, write_rows
+from tests.corpora import RATE, config, rows, segment, tone, write_audio, write_rows
 from valle2.config.curate import Thresholds
 from valle2.config.params import Config
 from valle2.corpus import curate as module
@@ -67,6 +67,7 @@ def test_splits_are_disjoint_and_the_funnel_adds_up(workspace: list[MonoCut]) ->
     assert found["disjoint"] == {"utterances": 12, "recordings": 4, "speakers": 4, "sentences": 12}
     assert texts("test") == {f"sentence of ann number {k}" for k in "abc"}
     row = rows("artifacts/curate/train.jsonl")[0]
+    assert row["custom"]["bandwidth"] <= RATE / 2, "no more than the file can hold"
     assert row["custom"]["raw_text"] == "Sentence of cal number a."
     assert 1 <= row["custom"]["dnsmos"] <= 5
 
@@ -216,11 +217,23 @@ def test_bandwidth_is_that_of_the_speech_not_of_the_file(top: float) -> None:
 
 def test_measures_of_a_waveform() -> None:
     wave = speechlike(4.0, 24_000, 8000)
-    clean = sound.measure(wave, 24_000)
+    clean = sound.measure(wave, 24_000, 24_000)
     assert clean["clipped"] == 0 and clean["silence"] == pytest.approx(1 / 3, abs=0.06)
     assert clean["snr"] > 60
-    loud = sound.measure(np.clip(30 * wave, -1, 1), 24_000)
+    loud = sound.measure(np.clip(30 * wave, -1, 1), 24_000, 24_000)
     assert loud["clipped"] > 0.3
-    noisy = sound.measure(wave + np.random.default_rng(2).normal(0, 0.07, len(wave)).astype(np.float32), 24_000)
+    noisy = sound.measure(wave + np.random.default_rng(2).normal(0, 0.07, len(wave)).astype(np.float32), 24_000, 24_000)
     assert noisy["snr"] < 10 and noisy["silence"] == 0
-    assert sound.measure(wave[:10], 24_000).keys() == clean.keys()
+    assert sound.measure(wave[:10], 24_000, 24_000).keys() == clean.keys()
+
+
+def test_what_resampling_leaves_is_no_bandwidth() -> None:
+    wave = speechlike(2.0, 24_000, 9500)
+    assert sound.measure(wave, 24_000, 16_000)["bandwidth"] == 8000
+
+
+def test_the_rate_of_a_file_is_known_behind_its_resampling(tmp_path: Path) -> None:
+    cut = segment("a", "ann", "", write_audio(tmp_path / "a.wav", tone(2.0)))
+    assert cut.sampling_rate == 24_000
+    assert sound.source_rate(cut.recording.to_dict()) == RATE
+    assert sound.source_rate({"sampling_rate": 22_050}) == 22_050

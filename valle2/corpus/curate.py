@@ -89,7 +89,8 @@ def _measure(cuts: Sequence[MonoCut], work: Path, num_threads: int) -> dict[str,
 
     def measured(cut: MonoCut) -> dict[str, float]:
         p808 = model.p808(cut.resample(quality.DNSMOS_RATE).load_audio()[0])
-        return {"dnsmos": p808, **sound.measure(cut.load_audio()[0], cut.sampling_rate)}
+        file_rate = sound.source_rate(cut.recording.to_dict())
+        return {"dnsmos": p808, **sound.measure(cut.load_audio()[0], cut.sampling_rate, file_rate)}
 
     with (
         Journal(work / "measured.jsonl") as journal,

@@ -3,7 +3,6 @@
 import difflib
 import gzip
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from lhotse import MonoCut
 
 from valle2.corpus.journal import read_jsonl
+from valle2.corpus.sound import source_rate
 from valle2.errors import SourceError
 from valle2.stage import output
 from valle2.types import SPLITS
@@ -88,7 +88,6 @@ def _origin(row: dict[str, Any]) -> dict[str, Any]:
     custom = row["custom"]
     recording = row["recording"]
     consent = custom.get("consent", {})
-    rates = [kwargs["source_sampling_rate"] for kwargs in _transforms(recording) if "source_sampling_rate" in kwargs]
     return {
         "file": custom.get("file") or recording["sources"][0]["source"],
         "sha256": custom["sha256"],
@@ -96,13 +95,8 @@ def _origin(row: dict[str, Any]) -> dict[str, Any]:
         "speaker": row["supervisions"][0]["speaker"],
         "licence": custom["licence"],
         "consent": ", ".join(str(consent[key]) for key in ("basis", "record", "date") if consent.get(key)),
-        "length": f"{recording['duration']:.3f} s, {rates[0] if rates else recording['sampling_rate']} Hz",
+        "length": f"{recording['duration']:.3f} s, {source_rate(recording)} Hz",
     }
-
-
-def _transforms(recording: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for transform in recording.get("transforms") or []:
-        yield transform.get("kwargs", transform)
 
 
 def _decision(name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from valle2.config.ingest import IngestParams
 from valle2.corpus.ingest import dry_run
+from valle2.corpus.sound import source_rate
 
 
 def show(config: IngestParams) -> None:
@@ -31,24 +32,13 @@ def _taken(cuts: list[MonoCut]) -> Table:
         by_source[(cut.custom or {})["source"]].append(cut)
     for name, own in sorted(by_source.items()):
         abouts = [cut.supervisions[0] for cut in own]
-        rates = {transform["source_sampling_rate"] for cut in own for transform in _resampled(cut)}
+        rates = {source_rate(cut.recording.to_dict()) for cut in own}
         table.add_row(
             name, ", ".join(sorted({(cut.custom or {})["licence"] for cut in own})), str(len(own)),
             str(len({about.speaker for about in abouts})), f"{sum(cut.duration for cut in own) / 3600:.2f}",
             str(sum(about.text is not None for about in abouts)), ", ".join(f"{rate} Hz" for rate in sorted(rates)),
         )  # fmt: skip
     return table
-
-
-def _resampled(cut: MonoCut) -> list[dict[str, Any]]:
-    rows = [
-        transform if isinstance(transform, dict) else transform.to_dict()
-        for transform in cut.recording.transforms or []
-    ]
-    found = [row.get("kwargs", row) for row in rows]
-    return [row for row in found if "source_sampling_rate" in row] or [
-        {"source_sampling_rate": cut.recording.sampling_rate}
-    ]
 
 
 def _refused(quarantine: list[dict[str, Any]]) -> Table:

@@ -1,5 +1,7 @@
 """What a waveform tells about how it was recorded: pure functions of its samples."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
@@ -15,15 +17,30 @@ _TINY = 1e-12
 _WINDOW = 4096
 
 
-def measure(wave: Float[np.ndarray, " n"], sample_rate: int) -> dict[str, float]:
-    """All of them, rounded as they are stored: `clipped` and `silence` (shares), `snr` (dB), `bandwidth` (Hz)."""
+def measure(wave: Float[np.ndarray, " n"], sample_rate: int, source_rate: int) -> dict[str, float]:
+    """All of them, rounded as they are stored: `clipped` and `silence` (shares), `snr` (dB), `bandwidth` (Hz).
+
+    Args:
+        wave: Samples in [-1, 1].
+        sample_rate: Theirs, Hz.
+        source_rate: That of the file, Hz; above half of it there are but traces of the resampling.
+    """
     levels = frame_levels(wave, sample_rate)
     return {
         "clipped": round(clipped(wave), 5),
         "silence": round(silence(levels), 4),
         "snr": round(snr(levels), 2),
-        "bandwidth": round(bandwidth(wave, sample_rate), 1),
+        "bandwidth": round(min(bandwidth(wave, sample_rate), source_rate / 2), 1),
     }
+
+
+def source_rate(recording: dict[str, Any]) -> int:
+    """Sampling rate of a recording's file, Hz, of a Lhotse recording as a dict, resampled or not."""
+    for transform in recording.get("transforms") or []:
+        facts = transform.get("kwargs", transform)
+        if "source_sampling_rate" in facts:
+            return int(facts["source_sampling_rate"])
+    return int(recording["sampling_rate"])
 
 
 def frame_levels(wave: Float[np.ndarray, " n"], sample_rate: int) -> Float[np.ndarray, " t"]:
