@@ -24,8 +24,10 @@ from valle2.corpus import ingest as ingesting
 from valle2.corpus.audio_check import AudioCheck
 from valle2.corpus.declare import declare
 from valle2.corpus.ingest import ingest
+from valle2.corpus.media import decode
 from valle2.corpus.preview import show
 from valle2.errors import SourceError, StorageError
+from valle2.stage import is_disk_full
 from valle2.types import StageResult
 
 CUTS, QUARANTINE = Path("artifacts/ingest/cuts.jsonl"), Path("artifacts/ingest/quarantine.jsonl")
@@ -107,6 +109,26 @@ def test_every_format_and_rate_arrives_whole(suffix: str, rate: int, write: Any)
     spectrum = np.abs(np.fft.rfft(wave[12_000:36_000]))
     assert spectrum.argmax() == pytest.approx(200, abs=4), "the tone's pitch, so the rate is right"
     assert cut.custom is not None and cut.custom.get("file", path.as_posix()) == path.as_posix()
+
+
+def test_a_full_disk_is_not_taken_for_broken_audio(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.m4a", tone(2.0), RATE, "aac")
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        decode(path, tmp_path / "full")
+    assert is_disk_full(caught.value)
+    assert Path("/dev/full").exists() and not (tmp_path / "full").is_symlink()
+
+
+def test_the_same_bytes_twice_are_decoded_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = encode(AUDIO / "ann" / "a0.m4a", tone(20.0), RATE, "aac")
+    for index in range(1, 6):
+        (AUDIO / "ann" / f"a{index}.m4a").write_bytes(path.read_bytes())
+    Path("data/sources.yaml").write_text(
+        yaml.safe_dump({"sources": [{"name": "c", "path": "audio", "licence": "CC0-1.0", "consent": CONSENT}]})
+    )
+    ingest(config(runtime={"num_threads": 6}))
+    assert list(taken()) == ["c-ann-a0"] and set(refused().values()) == {"duplicate"}
 
 
 def test_the_same_audio_is_decoded_to_the_same_bytes() -> None:
@@ -380,6 +402,8 @@ def write_tar(path: Path) -> None:
             put(f"000{index}.json", json.dumps({"text": f"number {index}", "speaker": f"s{index}"}).encode())
         put("0002.mp3", b"no audio")
         put("0002.txt", b"broken")
+        put("0003.wav", b"whatever it is")
+        put("0003.json", b"{no json")
 
 
 def test_tars_of_samples() -> None:
@@ -387,7 +411,7 @@ def test_tars_of_samples() -> None:
     (AUDIO / "shard-1.tar").write_bytes((AUDIO / "shard-0.tar").read_bytes()[:2000])
     take_in(kind="tar", speaker_from="source")
     assert taken() == {"c-shard-0-0000": ("s0", "number 0"), "c-shard-0-0001": ("s1", "number 1")}
-    assert sorted(row["reason"] for row in rows(QUARANTINE)) == ["broken_tar", "not_audio"]
+    assert sorted(row["reason"] for row in rows(QUARANTINE)) == ["bad_sidecar", "broken_tar", "not_audio"]
     for row in rows(CUTS):
         assert len(MonoCut.from_dict(row).load_audio()[0]) == 24_000
         assert row["custom"]["file"].startswith("tar://000")

@@ -19,7 +19,11 @@ from valle2.stage import log_file, write_json
 from valle2.types import Stage, StageResult
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="From raw speech to a voice model: one command a stage, and what is done with data and models.",
 )
 
 Params = Annotated[Path, typer.Option(help="parameter file")]

@@ -66,6 +66,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     building.replace(path)
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that no space is left."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextmanager
 def partial(stage: Stage, inputs: Any) -> Iterator[Path]:
     """The stage's work folder, kept over a crash and started anew when its inputs have changed.
@@ -89,7 +94,7 @@ def partial(stage: Stage, inputs: Any) -> Iterator[Path]:
             write_text(key, wanted)
         yield folder
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise StorageError(
                 f"no space left on the disk of {Path.cwd() / ARTIFACTS} during {stage}; free some and run the same "
                 "command again, it goes on where it stopped"

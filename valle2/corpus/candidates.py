@@ -51,6 +51,7 @@ def recording_id(source: Source, relative: PurePosixPath | Path) -> str:
 
 
 def speaker_of(source: Source, relative: PurePosixPath | Path) -> str | None:
+    """Who speaks in a file by its place below the source; None if that does not tell."""
     if source.speaker_from == "file":
         return relative.stem
     return relative.parts[0] if source.speaker_from == "folder" and len(relative.parts) > 1 else None
@@ -69,6 +70,7 @@ def place(name: str, *folders: Path) -> Path:
 
 
 def unlisted(source: Source, folder: Path, named: Iterable[Path], index: str) -> Iterator[Candidate]:
+    """Audio of the wanted parts that a source's index does not name, as candidates that are refused."""
     known = set(named)
     for path in audio_files(folder):
         relative = path.relative_to(folder)

@@ -6,6 +6,7 @@ when they are read; of several channels the first is used. Next: `valle2.corpus.
 """
 
 import shutil
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -31,6 +32,9 @@ _KEPT = "audio"
 """Folder below the stage's output for audio that later stages could not read where it is."""
 _ROUNDING = 0.01
 """Seconds by which a part may end behind its file's end, as index files round."""
+
+Part = tuple[str, float, float | None]
+"""A file's SHA-256, and start and duration (s) of what is meant of it."""
 
 
 def ingest(config: IngestParams) -> StageResult:
@@ -159,12 +163,14 @@ def _check_known(path: Path, work: Path, config: IngestConfig, ledger: Ledger) -
         return check
     kept = f"{check.sha256[:20]}.flac"
     (work / _KEPT).mkdir(parents=True, exist_ok=True)
-    building = work / _KEPT / f"{kept}.tmp"
+    building = work / _KEPT / f"{kept}.{threading.get_ident()}.tmp"  # the same bytes may be decoded twice at a time
     try:
         media.decode(path, building)
         decoded = check_audio(building, config)
-    except media.MediaError as error:
-        return check if "decode" not in str(error) else replace(check, reason="truncated", detail=f"cut short: {error}")
+    except media.TruncatedError as error:
+        return replace(check, reason="truncated", detail=str(error))
+    except media.MediaError:
+        return check
     if decoded.reason:
         building.unlink()
     else:
@@ -200,7 +206,7 @@ def _sort_out(
     """Recordings that are good, and one row for each file that is not."""
     cuts: list[MonoCut] = []
     quarantine: list[dict[str, Any]] = []
-    first_by_content: dict[tuple[str, float], str] = {}
+    first_by_content: dict[Part, str] = {}
     ids: Counter[str] = Counter()
     for item in found:
         check = checks[item.location] if not item.reason else AudioCheck("", item.reason, item.detail)
@@ -212,7 +218,7 @@ def _sort_out(
                 | ({"start": item.start} if item.duration is not None else {})
             )
             continue
-        first_by_content[check.sha256, item.start] = item.location
+        first_by_content[check.sha256, item.start, item.duration] = item.location
         ids[item.id] += 1
         unique = item.id if ids[item.id] == 1 else f"{item.id}-{check.sha256[:8]}"
         cuts.append(_cut(item, rights[item.source.name], unique, check, config.sample_rate))
@@ -226,7 +232,7 @@ def _duration(item: Candidate, check: AudioCheck) -> float:
 
 
 def _refusal(
-    item: Candidate, rights: Rights, check: AudioCheck, first_by_content: dict[tuple[str, float], str],
+    item: Candidate, rights: Rights, check: AudioCheck, first_by_content: dict[Part, str],
     config: IngestConfig,
 ) -> tuple[str, str] | None:  # fmt: skip
     if check.reason:
@@ -244,8 +250,8 @@ def _refusal(
             return "outside_file", f"{item.start:.2f} to {end:.2f} s of a file of {whole:.2f} s; correct the index"
         if _duration(item, check) < config.min_duration:
             return "too_short", f"{item.duration:.2f} s; ingest.min_duration is {config.min_duration} s"
-    if (check.sha256, item.start) in first_by_content:
-        return "duplicate", f"the same bytes as {first_by_content[check.sha256, item.start]}"
+    if first := first_by_content.get((check.sha256, item.start, item.duration)):
+        return "duplicate", f"the same bytes as {first}"
     return None
 
 

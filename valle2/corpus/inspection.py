@@ -1,8 +1,6 @@
 """All that the stages know of one recording or segment: where it comes from, what was decided about it, and why."""
 
 import difflib
-import gzip
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,13 +113,11 @@ def _decision(name: str) -> dict[str, Any]:
 
 def _shard(name: str) -> dict[str, Any]:
     folder = output("tokenize") / "shards"
-    for path in sorted(folder.glob("*/cuts.*")):
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-            for line in lines:
-                row = json.loads(line)
-                if row["id"] == name:
-                    codebooks, frames = row["custom"]["codes"]["shape"]
-                    return {"shard": path.as_posix(), "codes": f"{codebooks} codebooks, {frames} frames"}
+    for path in sorted(folder.glob("*/cuts.*.jsonl")):
+        for row in read_jsonl(path):
+            if row["id"] == name:
+                codebooks, frames = row["custom"]["codes"]["shape"]
+                return {"shard": path.as_posix(), "codes": f"{codebooks} codebooks, {frames} frames"}
     return {}
 
 

@@ -43,13 +43,13 @@ class Ledger:
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Ledger":
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             self._store = sqlite3.connect(self._path, timeout=60, check_same_thread=False, isolation_level=None)
             self._store.execute("PRAGMA journal_mode=WAL")
             self._store.execute("PRAGMA synchronous=NORMAL")
             self._store.execute("CREATE TABLE IF NOT EXISTS results (item TEXT PRIMARY KEY, result TEXT) WITHOUT ROWID")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise self._unusable(error) from error
         return self
 
@@ -79,7 +79,7 @@ class Ledger:
     def _key(self, item: Any) -> str:
         return digest([self._context, item])
 
-    def _unusable(self, error: sqlite3.Error) -> StorageError:
+    def _unusable(self, error: Exception) -> StorageError:
         return StorageError(
             f"cannot use {self._path} ({error}); free some space, or remove it: it saves time and holds nothing else"
         )

@@ -4,7 +4,9 @@ Later stages read files that libsndfile knows. Audio that is one stays where it 
 libsndfile does not know its format, decoded once, to FLAC of its first channel at its own rate.
 """
 
+import errno
 import hashlib
+import os
 import shutil
 import tarfile
 import threading
@@ -24,16 +26,23 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from valle2.corpus.tars import TAR
 from valle2.errors import StorageError
+from valle2.stage import is_disk_full
 
 NETWORK_ERRORS = (OSError, TimeoutError, aiohttp.ClientError, BotoCoreError, ClientError)
 """What fsspec raises where a storage does not answer or refuses."""
 _BLOCK = 2**20
+_MAX_RATE = 655_350
+"""Hz, the most that FLAC holds (RFC 9639, section 9.1)."""
 _SLACK = 0.1
 """Seconds by which a container's stated duration may be longer than what decodes."""
 
 
 class MediaError(Exception):
     """Audio that cannot be decoded, and why."""
+
+
+class TruncatedError(MediaError):
+    """Audio that ends before its header says."""
 
 
 def is_local(location: str) -> bool:
@@ -87,6 +96,8 @@ class Fetcher:
             raise FileNotFoundError(f"nothing at {location}") from error
         except NETWORK_ERRORS as error:
             path.unlink(missing_ok=True)
+            if is_disk_full(error):
+                raise
             raise unreachable(location, error) from error
         try:
             yield path
@@ -127,13 +138,17 @@ def decode(path: Path, target: Path) -> None:
     """Decode the first channel of a file that ffmpeg reads to FLAC.
 
     Raises:
-        MediaError: It is no audio, or ends before its header says.
+        OSError: The disk is full.
+        MediaError: It is no audio.
+        TruncatedError: It ends before its header says.
     """
     try:
         with av.open(str(path)) as container:
             stream = next((stream for stream in container.streams.audio if stream.rate), None)
             if stream is None:
                 raise MediaError("no audio track")
+            if stream.rate > _MAX_RATE:
+                raise MediaError(f"{stream.rate} Hz; at most {_MAX_RATE} Hz can be kept")
             promised = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
             resampler = av.AudioResampler(format="s16p", layout=stream.layout, rate=stream.rate)
             with soundfile.SoundFile(target, "w", stream.rate, 1, "PCM_16", format="FLAC") as file:
@@ -145,9 +160,12 @@ def decode(path: Path, target: Path) -> None:
     except av.error.FFmpegError as error:
         target.unlink(missing_ok=True)
         raise MediaError(f"ffmpeg: {error.strerror}") from error
+    except soundfile.LibsndfileError as error:
+        target.unlink(missing_ok=True)  # of writing, and libsndfile does not say why
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
     if not decoded:
         target.unlink()
         raise MediaError("not one sample")
     if reliable and decoded < promised - _SLACK:
         target.unlink()
-        raise MediaError(f"only {decoded:.2f} s of {promised:.2f} s decode")
+        raise TruncatedError(f"cut short: only {decoded:.2f} s of {promised:.2f} s decode")

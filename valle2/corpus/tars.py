@@ -10,6 +10,7 @@ from typing import BinaryIO
 from valle2.corpus.candidates import SIDECARS, Candidate, recording_id, speaker_of
 from valle2.corpus.folders import facts_of, parse_json
 from valle2.corpus.sources import Source
+from valle2.errors import SourceError
 
 TAR = "tar://"
 """A member of a tar file, as fsspec names it: `tar://member::file`."""
@@ -30,6 +31,7 @@ def read_tars(
 
 def _tar(source: Source, folder: Path, path: Path, file: BinaryIO) -> Iterator[Candidate]:
     facts: dict[str, dict[str, str]] = {}
+    unreadable: dict[str, str] = {}
     audio: list[PurePosixPath] = []
     with tarfile.open(fileobj=file) as tar:
         for member in tar:
@@ -42,14 +44,20 @@ def _tar(source: Source, folder: Path, path: Path, file: BinaryIO) -> Iterator[C
                 assert content is not None
                 text = content.read().decode("utf-8-sig", "replace")
                 where = f"{path}, {name}"
-                told = {"text": text} if suffix != ".json" else facts_of(parse_json(text, where), where)
-                facts.setdefault(key, {}).update(told)
+                try:
+                    told = {"text": text} if suffix != ".json" else facts_of(parse_json(text, where), where)
+                except SourceError as error:
+                    unreadable[key] = str(error)
+                else:
+                    facts.setdefault(key, {}).update(told)
             elif suffix not in SIDECARS:
                 audio.append(name)
     for name in sorted(audio):
-        told = facts.get(name.with_suffix("").as_posix(), {})
+        key = name.with_suffix("").as_posix()
+        told = facts.get(key, {})
         yield Candidate(
             source, f"{TAR}{name}::{path.as_posix()}",
             recording_id(source, PurePosixPath(path.relative_to(folder).with_suffix("")) / name),
             told.get("speaker") or speaker_of(source, name), told.get("text"), told.get("language", ""),
+            reason="bad_sidecar" if key in unreadable else "", detail=unreadable.get(key, ""),
         )  # fmt: skip
