@@ -4,19 +4,23 @@ import itertools
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
+import librosa
 import numpy as np
 import pytest
 from lhotse import MonoCut
 
 from tests.corpora import config, declare_speakers, rows, tone, write_audio, write_rows
-from valle2.asr import Sentence, Window, Word
+from valle2.aligner import Sentence, Word, load_aligner
+from valle2.asr import Window
 from valle2.config.transcribe import TranscribeConfig
-from valle2.corpus import transcribe as module
+from valle2.corpus import transcriber as module
+from valle2.corpus.given_text import give_text
 from valle2.corpus.ingest import ingest
 from valle2.corpus.segments import check_times, split, whole
-from valle2.corpus.transcribe import load_models, transcribe, transcribe_recording
+from valle2.corpus.stretches import Stretch, Unit, load, units
+from valle2.corpus.transcribe import transcribe
+from valle2.corpus.transcriber import Transcriber
 from valle2.errors import SourceError
 from valle2.stage import tree_sha256
 
@@ -25,24 +29,26 @@ RATE = 24_000
 SEGMENTS, DROPPED = Path("artifacts/transcribe/segments.jsonl"), Path("artifacts/transcribe/dropped.jsonl")
 
 
-def sentence(text: str, start: float, end: float) -> Sentence:
+ANYTHING = Window("x", 0.0, 1.0)
+
+
+def sentence(text: str, start: float, end: float, window: Window = ANYTHING) -> Sentence:
     words = text.split()
     edges = np.linspace(start, end, len(words) + 1)
-    return Sentence(text, tuple(Word(w, a, b, 0.9) for w, a, b in zip(words, edges, edges[1:], strict=False)))
+    return Sentence(text, tuple(Word(w, a, b, 0.9) for w, a, b in zip(words, edges, edges[1:], strict=False)), window)
 
 
 class Listener:
-    """Hears `one two three.` in every second pair of seconds; stands for WhisperX, which one test below really runs."""
+    """Hears `One two three.` in every second pair of seconds; stands for WhisperX, which two tests below really run."""
 
-    def transcribe(self, waveform: np.ndarray) -> list[Window]:
-        seconds = len(waveform) / 16_000
-        return [Window("One two three.", start, start + 1.5) for start in np.arange(0.3, seconds - 1.5, 2.0)]
+    def find_speech(self, waveform: np.ndarray) -> list[tuple[float, float]]:
+        return [(start, start + 1.5) for start in np.arange(0.3, len(waveform) / 16_000 - 1.5, 2.0)]
 
-    def recognise(self, waveform: np.ndarray) -> str:
-        return "One two tree."
+    def recognise_all(self, waveforms: list[np.ndarray]) -> list[tuple[str, float]]:
+        return [("One two three.", -0.2)] * len(waveforms)
 
-    def align(self, windows: list[Window], waveform: np.ndarray) -> list[Sentence]:
-        return [sentence(window.text, window.start, window.end) for window in windows]
+    def align(self, windows: list[Window], waveforms: list[np.ndarray]) -> list[tuple[Sentence, ...]]:
+        return [(sentence(window.text, window.start, window.end, window),) for window in windows]
 
 
 @pytest.fixture
@@ -139,37 +145,38 @@ def test_given_text_keeps_a_recording_whole_and_stores_what_was_heard(workspace:
     transcribe(config())
     first = rows(SEGMENTS)[0]
     assert first["supervisions"][0]["text"] == "One two three"
-    assert first["custom"]["asr_text"] == "One two tree."
+    assert first["custom"]["asr_text"] == "One two three. One two three. One two three."
     assert first["duration"] == 7.0
     assert accounted()[0] == accounted()[1]
 
 
 def test_resumed_after_a_kill_is_the_same_bytes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    transcribe(config())
+    settings = config(transcribe={"shard_seconds": 7})
+    transcribe(settings)
     uninterrupted = tree_sha256(Path("artifacts/transcribe"))
     shutil.rmtree("artifacts/transcribe")
     shutil.rmtree(".valle2")
-    done: list[str] = []
+    done: list[int] = []
+    work = Transcriber.__call__
 
-    def killed(recording: MonoCut, **options: Any) -> dict[str, Any]:
+    def killed(self: Transcriber, unit: Unit) -> float:
         if done:
             raise KeyboardInterrupt
-        done.append(recording.id)
-        return transcribe_recording(recording, **options)
+        done.append(unit.index)
+        return work(self, unit)
 
-    monkeypatch.setattr(module, "transcribe_recording", killed)
+    monkeypatch.setattr(Transcriber, "__call__", killed)
     with pytest.raises(KeyboardInterrupt):
-        transcribe(config())
+        transcribe(settings)
     assert not Path("artifacts/transcribe").exists()
-    with Path("artifacts/.partial/transcribe/recordings.jsonl").open("a") as journal:
-        journal.write('["torn line')
+    Path("artifacts/.partial/transcribe/parts/000001.host-1").write_text('{"torn')
 
-    def resumed(recording: MonoCut, **options: Any) -> dict[str, Any]:
-        assert recording.id not in done
-        return transcribe_recording(recording, **options)
+    def resumed(self: Transcriber, unit: Unit) -> float:
+        assert unit.index not in done
+        return work(self, unit)
 
-    monkeypatch.setattr(module, "transcribe_recording", resumed)
-    transcribe(config())
+    monkeypatch.setattr(Transcriber, "__call__", resumed)
+    transcribe(settings)
     assert tree_sha256(Path("artifacts/transcribe")) == uninterrupted
 
 
@@ -181,12 +188,13 @@ def test_what_is_new_alone_is_transcribed(workspace: Path, monkeypatch: pytest.M
     changed = {**first, "custom": {**first["custom"], "licence": "CC-BY-4.0"}}
     write_rows(path, [changed, *others])
     seen: list[str] = []
+    work = Transcriber.__call__
 
-    def counted(recording: MonoCut, **options: Any) -> dict[str, Any]:
-        seen.append(recording.id)
-        return transcribe_recording(recording, **options)
+    def counted(self: Transcriber, unit: Unit) -> float:
+        seen.extend(stretch.recording["id"] for stretch in unit.stretches)
+        return work(self, unit)
 
-    monkeypatch.setattr(module, "transcribe_recording", counted)
+    monkeypatch.setattr(Transcriber, "__call__", counted)
     transcribe(config())
     after = rows(Path("artifacts/transcribe/segments.jsonl"))
     assert seen == [first["id"]], "its facts are in its segments"
@@ -195,9 +203,91 @@ def test_what_is_new_alone_is_transcribed(workspace: Path, monkeypatch: pytest.M
     ]
 
 
+def test_units_hold_recordings_in_order_and_stretches_of_long_ones() -> None:
+    lengths = {"a": 20.0, "b": 30.0, "c": 250.0, "d": 5.0, "e": 60.0}
+    texts = {"e": "text", "f": "text"}
+    rows = [
+        {"id": name, "duration": seconds, "supervisions": [{"text": texts.get(name, "")}]}
+        for name, seconds in {**lengths, "f": 300.0}.items()
+    ]
+    found = list(units(rows, 100.0))
+    assert [unit.index for unit in found] == list(range(len(found)))
+    held = [[(part.recording["id"], part.index, part.count) for part in unit.stretches] for unit in found]
+    assert held == [
+        [("a", 0, 1), ("b", 0, 1)],
+        [("c", 0, 2)],
+        [("c", 1, 2)],
+        [("d", 0, 1), ("e", 0, 1)],
+        [("f", 0, 3), ("f", 1, 3), ("f", 2, 3)],
+    ]
+    assert sum(unit.seconds for unit in found) == pytest.approx(665.0)
+
+
+def test_stretches_of_a_recording_meet_where_it_is_quiet(workspace: Path) -> None:
+    silent = np.zeros(int(0.8 * RATE), np.float32)
+    said = [tone(9.0, 200), silent, tone(17.0, 300), silent, tone(13.0, 250)]
+    write_audio(workspace / "data/audio/ann/long.wav", np.concatenate(said))
+    ingest(config())
+    (row,) = [row for row in rows("artifacts/ingest/cuts.jsonl") if row["duration"] > 30]
+    parts = [load(Stretch(row, place, 3))[0] for place in range(3)]
+    assert parts[0].start == 0
+    assert sum(part.num_samples for part in parts) == MonoCut.from_dict(row).num_samples
+    assert [parts[1].start, parts[2].start] == pytest.approx([9.4, 27.2], abs=0.3)
+    transcribe(config(transcribe={"shard_seconds": 12}))
+    assert accounted()[0] == accounted()[1]
+    assert len({row["id"] for row in rows(SEGMENTS)}) == len(rows(SEGMENTS))
+
+
+def test_given_text_is_shared_out_as_it_was_recognised() -> None:
+    heard = ["the cat sat on", "the mad and slept", "all day"]
+    windows = [Window(text, index * 5.0, index * 5.0 + 4.0) for index, text in enumerate(heard)]
+    given = "The cat sat on the mat, and slept -- all day."
+    found = give_text(windows, given, "en")
+    assert [window.text for window in found] == ["The cat sat on", "the mat, and slept --", "all day."]
+    assert [window.heard for window in found] == heard
+    assert [window.text for window in give_text([Window("", 0.0, 1.0)], given, "en")] == [""]
+
+
+@pytest.mark.slow
+def test_numbers_of_workers_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_spoken_corpus(tmp_path, monkeypatch, ["ann", "bob"])
+    digests = []
+    for threads in (1, 2):
+        monkeypatch.setenv("VALLE2_HOME", str(tmp_path / f"home{threads}"))
+        settings = config(transcribe={"shard_seconds": 5})
+        transcribe(
+            settings.model_copy(update={"runtime": settings.runtime.model_copy(update={"num_threads": threads})})
+        )
+        digests.append(tree_sha256(Path("artifacts/transcribe")))
+        shutil.rmtree("artifacts/transcribe")
+    assert digests[0] == digests[1]
+
+
+def test_words_are_where_whisperx_finds_them() -> None:
+    import whisperx
+
+    from demo.corpus import make_voice, record
+
+    said = ["The doctor sees a red house in the kitchen.", "Peter holds three small birds.", "Yes."]
+    spoken = [
+        record(make_voice(index), [text], np.random.default_rng(index)).samples for index, text in enumerate(said)
+    ]
+    waveforms = [librosa.resample(samples / np.float32(32_768), orig_sr=24_000, target_sr=16_000) for samples in spoken]
+    windows = [Window(text, 0.0, len(own) / 16_000) for text, own in zip(said, waveforms, strict=True)]
+    aligned = load_aligner("bundled", "en", "cpu", 3).align(windows, waveforms)
+    model, about = whisperx.load_align_model("en", "cpu", model_name="demo/models/aligner")
+    for window, waveform, (found,) in zip(windows, waveforms, aligned, strict=True):
+        segment = {"text": window.text, "start": window.start, "end": window.end}
+        (theirs,) = whisperx.align([segment], model, about, waveform, "cpu")["segments"]
+        assert [word.text for word in found.words] == [word["word"] for word in theirs["words"]]
+        assert [(word.start, word.end) for word in found.words] == [
+            (word.get("start"), word.get("end")) for word in theirs["words"]
+        ]
+
+
 def test_no_speech_anywhere_is_an_error(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Listener, "transcribe", lambda self, waveform: [])
-    with pytest.raises(SourceError, match="no usable speech in 3 recordings"):
+    monkeypatch.setattr(Listener, "find_speech", lambda self, waveform: [])
+    with pytest.raises(SourceError, match=r"no usable speech in 0.01 h \(dropped as non_speech\)"):
         transcribe(config())
 
 
@@ -207,23 +297,30 @@ def test_without_ingest_the_command_is_named(tmp_path: Path, monkeypatch: pytest
         transcribe(config())
 
 
-@pytest.mark.slow
-def test_real_whisperx_on_a_voice_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def make_spoken_corpus(folder: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
+    """Ingest a recording of two sentences by each voice, with the truth beside."""
     from demo.corpus import SAMPLE_RATE, make_voice, record
 
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(folder)
     said = ["The doctor sees a red house in the kitchen.", "Peter holds three small birds."]
-    spoken = record(make_voice(3), said, np.random.default_rng(0))
-    declare_speakers(tmp_path, ["ann"])
-    write_audio(tmp_path / "data/audio/ann/a.wav", spoken.samples, SAMPLE_RATE)
-    truth = {"recording": "ann/a.wav", "segments": [{"text": text} for text in said]}
-    Path("data/truth.jsonl").write_text(json.dumps(truth))
+    declare_speakers(folder, names)
+    truth = []
+    for index, name in enumerate(names):
+        spoken = record(make_voice(3 + index), said, np.random.default_rng(index))
+        write_audio(folder / f"data/audio/{name}/a.wav", spoken.samples, SAMPLE_RATE)
+        truth.append(json.dumps({"recording": f"{name}/a.wav", "segments": [{"text": text} for text in said]}) + "\n")
+    Path("data/truth.jsonl").write_text("".join(truth))
     ingest(config())
+
+
+@pytest.mark.slow
+def test_real_whisperx_on_a_voice_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_spoken_corpus(tmp_path, monkeypatch, ["ann"])
     result = transcribe(config())
     assert result.facts["wer"] < 0.5
     assert accounted()[0] == accounted()[1]
     before = tree_sha256(Path("artifacts/transcribe"))
-    asr, aligner = load_models(config())
-    monkeypatch.setattr(module, "load_models", lambda config: (asr, aligner))
+    models = module.load_models(config())
+    monkeypatch.setattr(module, "load_models", lambda config: models)
     transcribe(config())
     assert tree_sha256(Path("artifacts/transcribe")) == before

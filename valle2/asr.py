@@ -1,14 +1,12 @@
-"""Speech recognition and word alignment with WhisperX: the only importer of whisperx.
+"""Speech recognition with WhisperX's pipeline.
 
-Everything works offline with local folders: the voice activity detection ships inside whisperx, audio comes as arrays
-(no ffmpeg), and NLTK's sentence splitter is given an untrained model where none is installed. What becomes of the words
-is in `valle2.corpus.transcribe`; the scores of `valle2.evaluation` use the same recogniser.
+Everything works offline with local folders: the voice activity detection ships inside whisperx, and audio comes as
+arrays (no ffmpeg). When each word is said is found by `valle2.aligner`; what becomes of the words is in
+`valle2.corpus.transcribe`; the scores of `valle2.evaluation` use the same recogniser.
 """
 
 import json
 import logging
-import math
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from valle2.bundled import bundled
 from valle2.errors import ConfigError
-from valle2.text import spell_numbers
 from valle2.types import Seconds
 
 ASR_RATE = 16_000
@@ -31,17 +29,6 @@ WHISPER_VOCABULARY = 51_864
 """Tokens of the smallest genuine Whisper; a model with fewer lacks the tokens that WhisperX suppresses."""
 
 _LONGEST_WINDOW = 30
-_PUNKT_FILES = ("collocations.tab", "sent_starters.txt", "abbrev_types.txt", "ortho_context.tab")
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word as written, with its times where the aligner found them."""
-
-    text: str
-    start: Seconds | None
-    end: Seconds | None
-    score: float | None
 
 
 @dataclass(frozen=True)
@@ -51,14 +38,12 @@ class Window:
     text: str
     start: Seconds
     end: Seconds
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """A sentence of a window, with its words in order; times from the start of the waveform."""
-
-    text: str
-    words: tuple[Word, ...]
+    logprob: float | None = None
+    """Of the recognised tokens, mean; None if the text was given."""
+    heard: str | None = None
+    """What was recognised where `text` was given."""
+    speaker: str = ""
+    """Whose turn it is, where turns were told apart."""
 
 
 class Asr:
@@ -69,6 +54,32 @@ class Asr:
         self._chunk_size = chunk_size
         self._batch_size = batch_size
 
+    def find_speech(self, waveform: Float[np.ndarray, " n"]) -> list[tuple[Seconds, Seconds]]:
+        """Where somebody speaks: start and end of windows in order, each at most `chunk_size` long."""
+        vad, options = self._pipeline.vad_model, self._pipeline._vad_params
+        scores = vad({"waveform": vad.preprocess_audio(_samples(waveform)), "sample_rate": ASR_RATE})
+        found = vad.merge_chunks(scores, self._chunk_size, onset=options["vad_onset"], offset=options["vad_offset"])
+        return [(round(item["start"], 3), round(item["end"], 3)) for item in found]
+
+    def recognise_all(self, waveforms: Sequence[Float[np.ndarray, " n"]]) -> list[tuple[str, float]]:
+        """Recognise windows, those of similar length together: a batch is done when its longest text is.
+
+        Args:
+            waveforms: Each at most 30 s of speech at `ASR_RATE`.
+
+        Returns:
+            Text and mean log-probability of its tokens, in the order given.
+        """
+        order = sorted(range(len(waveforms)), key=lambda place: len(waveforms[place]))
+        found: dict[int, tuple[str, float]] = {}
+        for first in range(0, len(order), self._batch_size):
+            batch = order[first : first + self._batch_size]
+            features = [self._pipeline.preprocess({"inputs": _samples(waveforms[place])})["inputs"] for place in batch]
+            heard = self._pipeline._forward({"inputs": torch.stack(features)})
+            texts = [text.strip() for text in heard["text"]]
+            found |= dict(zip(batch, zip(texts, heard["avg_logprob"], strict=True), strict=True))
+        return [found[place] for place in range(len(waveforms))]
+
     def transcribe(self, waveform: Float[np.ndarray, " n"]) -> list[Window]:
         """Find speech and recognise it.
 
@@ -76,52 +87,38 @@ class Asr:
             waveform: Mono at `ASR_RATE`, in [-1, 1].
 
         Returns:
-            Windows in order of time, each at most `chunk_size` long; none if nobody speaks.
+            Windows in order of time; none if nobody speaks.
         """
-        found = self._pipeline.transcribe(
-            np.ascontiguousarray(waveform, np.float32), batch_size=self._batch_size, chunk_size=self._chunk_size
-        )
-        return [Window(item["text"].strip(), item["start"], item["end"]) for item in found["segments"]]
+        spans = self.find_speech(waveform)
+        heard = self.recognise_all([cut_out(waveform, *span) for span in spans])
+        return [Window(text, *span, logprob) for (text, logprob), span in zip(heard, spans, strict=True)]
 
     def recognise(self, waveform: Float[np.ndarray, " n"]) -> str:
         """All that is said, as one text; empty if nobody speaks."""
         return " ".join(window.text for window in self.transcribe(waveform)).strip()
 
+    def identify_language(self, waveform: Float[np.ndarray, " n"]) -> tuple[str, float] | None:
+        """The language of at most 30 s of speech, ISO 639-1, and its probability; None if the model knows but one."""
+        model = self._pipeline.model
+        if not model.model.is_multilingual:
+            return None
+        features = self._pipeline.preprocess({"inputs": _samples(waveform)[: _LONGEST_WINDOW * ASR_RATE]})["inputs"]
+        token, probability = model.model.detect_language(model.encode(features))[0][0]
+        return token.strip("<|>"), float(probability)
 
-class Aligner:
-    """A loaded wav2vec2 CTC model that finds each word's time; several threads may share it."""
 
-    def __init__(self, model: Any, metadata: dict[str, Any], language: str, device: str) -> None:
-        self._model = model
-        self._metadata = metadata
-        self._language = language
-        self._device = device
+def cut_out(waveform: Float[np.ndarray, " n"], start: Seconds, end: Seconds) -> Float[np.ndarray, " m"]:
+    """The samples between two times of a waveform at `ASR_RATE`."""
+    return waveform[int(start * ASR_RATE) : int(end * ASR_RATE)]
 
-    def align(self, windows: Sequence[Window], waveform: Float[np.ndarray, " n"]) -> list[Sentence]:
-        """Split windows at their full stops and time every word.
 
-        Args:
-            windows: Texts and where they are said; numbers are spelled before alignment.
-            waveform: Mono at `ASR_RATE`.
-
-        Returns:
-            Sentences in order of time. A word's times may be missing, and may run backwards: check them.
-        """
-        import whisperx
-
-        texts = [(spell_numbers(window.text, self._language), window) for window in windows]
-        segments = [{"text": text, "start": window.start, "end": window.end} for text, window in texts if text.strip()]
-        found = whisperx.align(
-            segments, self._model, self._metadata, np.ascontiguousarray(waveform, np.float32), self._device
-        )
-        return [
-            Sentence(item["text"].strip(), tuple(_word(word) for word in item["words"])) for item in found["segments"]
-        ]
+def _samples(waveform: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    return np.ascontiguousarray(waveform, np.float32)
 
 
 def load_asr(
     model: str, compute_type: str, language: str, num_threads: int, *,
-    device: str = "cpu", chunk_size: Seconds = 8.0, batch_size: int = 4,
+    device: str = "cpu", chunk_size: Seconds = 8.0, batch_size: int = 4, vad_step: Seconds = 0.5,
 ) -> Asr:  # fmt: skip
     """Load a recogniser.
 
@@ -133,6 +130,7 @@ def load_asr(
         device: torch device.
         chunk_size: Longest window, at most 30 s (Whisper's context).
         batch_size: Windows recognised at once.
+        vad_step: Between the 5 s windows of voice activity detection; WhisperX takes 0.5.
 
     Raises:
         ConfigError: There is no such model, it is not loadable, or the device lacks the compute type.
@@ -151,38 +149,13 @@ def load_asr(
             )  # fmt: skip
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
-                f"Whisper {model!r} cannot be loaded ({_first_line(error)}); expected `bundled`, a CTranslate2 folder, "
+                f"Whisper {model!r} cannot be loaded ({first_line(error)}); expected `bundled`, a CTranslate2 folder, "
                 f"or a model name that can be fetched, with a compute type that {kind} has (now {compute_type})"
             ) from error
     # It tells of every silent clip and every odd segment; both are in the stage's records.
     logging.getLogger("whisperx").setLevel(logging.ERROR)
+    pipeline.vad_model.vad_pipeline._segmentation.step = vad_step
     return Asr(pipeline, chunk_size, batch_size)
-
-
-def load_aligner(model: str, language: str, device: str = "cpu") -> Aligner:
-    """Load a word aligner.
-
-    Args:
-        model: `bundled`, a Hugging Face wav2vec2 CTC folder or name; empty: WhisperX's choice for the language.
-        language: ISO 639-1 code of the speech.
-        device: torch device.
-
-    Raises:
-        ConfigError: There is no such model, or WhisperX has none for the language.
-    """
-    name = str(bundled("aligner")) if model == "bundled" else model or None
-    with quiet():
-        import whisperx
-
-        try:
-            loaded, metadata = whisperx.load_align_model(language, device, model_name=name)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"the word aligner {model!r} for language {language!r} cannot be loaded ({_first_line(error)}); "
-                "expected `bundled`, a wav2vec2 CTC folder, or a name that can be fetched"
-            ) from error
-    _ensure_punkt()
-    return Aligner(loaded.eval(), metadata, language, device)
 
 
 @contextmanager
@@ -206,33 +179,6 @@ def _asr_options(folder: Path) -> dict[str, Any]:
     return {"suppress_tokens": [], "suppress_blank": False}
 
 
-def _ensure_punkt() -> None:
-    """Give NLTK an untrained sentence splitter if it has none; whisperx would try a download.
-
-    Untrained, it splits at a full stop before a blank, whatever the language.
-    """
-    import nltk
-    from whisperx.utils import PUNKT_LANGUAGES
-
-    try:
-        nltk.data.find("tokenizers/punkt_tab/english/")
-    except LookupError:
-        root = Path(tempfile.mkdtemp(prefix="valle2-punkt-"))
-        for language in {"english", *PUNKT_LANGUAGES.values()}:
-            folder = root / "tokenizers" / "punkt_tab" / language
-            folder.mkdir(parents=True)
-            for name in _PUNKT_FILES:
-                (folder / name).write_text("")
-        nltk.data.path.insert(0, str(root))
-
-
-def _word(item: dict[str, Any]) -> Word:
-    def number(key: str) -> float | None:
-        value = item.get(key)
-        return float(value) if value is not None and math.isfinite(value) else None
-
-    return Word(item["word"], number("start"), number("end"), number("score"))
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, without the lines that follow."""
     return (str(error).strip() or type(error).__name__).split("\n")[0]

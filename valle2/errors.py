@@ -11,6 +11,7 @@
     ├── EvaluationError    nothing to evaluate, or a metric model is missing
     ├── LineageError       a record that is missing or altered
     ├── StorageError       no space, a missing remote object
+    ├── WorkerError        workers that die or cannot be had
     └── FlowError          workspace, git, DVC, server or port
 
 Each message says what was found, what was expected, and the field or command that mends it. `valle2.cli` and
@@ -60,6 +61,10 @@ class LineageError(Valle2Error):
 
 class StorageError(Valle2Error):
     """No space, or an object that should be in the store and is not."""
+
+
+class WorkerError(Valle2Error):
+    """Workers that die of the same work again and again, or a cluster that cannot be used."""
 
 
 class FlowError(Valle2Error):

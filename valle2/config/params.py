@@ -19,6 +19,7 @@ from valle2.config.runtime import Runtime
 from valle2.config.tokenize import TokenizeConfig, TokenizeParams
 from valle2.config.train import TrainConfig, TrainParams
 from valle2.config.transcribe import TranscribeConfig, TranscribeParams
+from valle2.config.workers import RayConfig
 from valle2.errors import ConfigError
 
 PARAMS = Path("params.yaml")
@@ -28,6 +29,7 @@ class Config(TranscribeParams, CurateParams, TokenizeParams, TrainParams, Evalua
     """The whole of params.yaml."""
 
     runtime: Runtime = Runtime()
+    ray: RayConfig = RayConfig()
     ingest: IngestConfig = IngestConfig()
     transcribe: TranscribeConfig = TranscribeConfig()
     curate: CurateConfig = CurateConfig()

@@ -1,12 +1,10 @@
 """Append-only record of finished items, so that killed work goes on where it stopped."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-from valle2.stage import write_text
 
 
 class Journal:
@@ -48,9 +46,26 @@ class Journal:
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows atomically, keys sorted: the same rows are always the same bytes."""
-    write_text(path, "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = path.with_name(path.name + ".tmp")
+    with building.open("w") as file:
+        file.writelines(json_line(row) for row in rows)
+    building.replace(path)
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """A row as it stands in a JSONL file."""
+    return json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file."""
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return list(iterate_jsonl(path))
+
+
+def iterate_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSONL file, one after another."""
+    with path.open() as lines:
+        for line in lines:
+            if line.strip():
+                yield json.loads(line)

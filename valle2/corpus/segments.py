@@ -6,7 +6,8 @@ Pure functions over times; who recognises is `valle2.asr`, who stores is `valle2
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from valle2.asr import Sentence, Window, Word
+from valle2.aligner import Sentence, Word
+from valle2.asr import Window
 from valle2.config.transcribe import TranscribeConfig
 from valle2.text import normalise
 from valle2.types import Seconds
@@ -35,6 +36,8 @@ class Span:
     reason: str = ""
     text: str = ""
     words: tuple[TimedWord, ...] = ()
+    sentence: Sentence | None = None
+    """Of which it was made."""
 
 
 def check_times(words: Sequence[Word], duration: Seconds) -> tuple[TimedWord, ...]:
@@ -104,10 +107,7 @@ def split(
         for window in windows
         if not normalise(window.text, config.language)
     ]
-    for sentence in sentences:
-        span = _judge(sentence, duration, rate, config)
-        if span:
-            spans.append(span)
+    spans += [_judge(sentence, duration, rate, config) for sentence in sentences]
     return cover(
         [_bounded(span, config, rate) for span in _pad(spans, num_samples, round(config.padding * rate))], num_samples
     )
@@ -122,20 +122,17 @@ def whole(
         return [Span(0, num_samples, "no_words")]
     if not words:
         return [Span(0, num_samples, "bad_word_times")]
-    return [_bounded(Span(0, num_samples, "", text, words), config, rate)]
+    return [_bounded(Span(0, num_samples, "", text, words, sentences[0]), config, rate)]
 
 
-def _judge(sentence: Sentence, duration: Seconds, rate: int, config: TranscribeConfig) -> Span | None:
-    """The sentence from its first to its last word; None if it is nowhere."""
-    if not sentence.words:
-        return None
+def _judge(sentence: Sentence, duration: Seconds, rate: int, config: TranscribeConfig) -> Span:
+    """The sentence from its first to its last word, or its window if no word has a time."""
     words = check_times(sentence.words, duration)
     if words:
         reason = "" if normalise(sentence.text, config.language) else "no_words"
-        return Span(round(words[0].start * rate), round(words[-1].end * rate), reason, sentence.text, words)
+        return Span(round(words[0].start * rate), round(words[-1].end * rate), reason, sentence.text, words, sentence)
     times = [time for word in sentence.words for time in (word.start, word.end) if time is not None]
-    if not times:
-        return None
+    times = times or [sentence.window.start, sentence.window.end]
     return Span(round(min(times) * rate), round(max(times) * rate), "bad_word_times")
 
 

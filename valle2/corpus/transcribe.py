@@ -1,39 +1,48 @@
-"""Recordings to segments with text and word times, through WhisperX.
+"""Recordings to segments with text and word times, through WhisperX: units of work, workers, and one file of results.
 
-A recording without text is cut at its sentences. One that came with text, and is short enough for a segment, is kept
-whole with that text; what the recogniser hears in it is stored beside, so that `valle2.corpus.curate` can tell whether
-they agree. A given text of a longer recording is not used. One recording a thread is in memory at a time, and each
-finished one survives a crash.
+What a worker does with a unit is in `valle2.corpus.transcriber`. Finished units survive a crash, and what earlier
+versions of the corpus have found out about a recording is not worked out again. Next: `valle2.corpus.curate`.
 """
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from functools import partial as partial_call
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from lhotse import MonoCut, SupervisionSegment
-from lhotse.supervision import AlignmentItem
-
-from valle2.asr import ASR_RATE, Aligner, Asr, Window, load_aligner, load_asr
 from valle2.bundled import bundled
 from valle2.config.transcribe import TranscribeConfig, TranscribeParams
-from valle2.corpus.journal import Journal, read_jsonl, write_jsonl
+from valle2.corpus.journal import iterate_jsonl, json_line, write_jsonl
 from valle2.corpus.ledger import Ledger
-from valle2.corpus.segments import Span, TimedWord, split, whole
-from valle2.corpus.truth import word_error_rate
+from valle2.corpus.stretches import Stretch, Unit, units
+from valle2.corpus.transcriber import Transcriber, part_file
+from valle2.corpus.truth import Truth
 from valle2.errors import SourceError
 from valle2.progress import progress
 from valle2.stage import file_sha256, output, partial, publish, tree_sha256
-from valle2.types import StageResult
+from valle2.types import Seconds, StageResult
+from valle2.workers import spread
 
-_CODE = ("valle2.asr", "valle2.corpus.segments", "valle2.corpus.transcribe", "valle2.text")
+_CODE = (
+    "valle2.aligner", "valle2.asr", "valle2.corpus.given_text", "valle2.corpus.segments", "valle2.corpus.stretches",
+    "valle2.corpus.transcriber", "valle2.text",
+)  # fmt: skip
 """Modules that make a recording's segments."""
+
+_PACKAGES = ("whisperx", "ctranslate2", "torch", "transformers")
+
+
+@dataclass
+class Totals:
+    """What the stage's figures are made of."""
+
+    audio_seconds: Seconds = 0.0
+    segments: int = 0
+    segment_seconds: Seconds = 0.0
+    dropped_seconds: Counter[str] = field(default_factory=Counter)
 
 
 def transcribe(config: TranscribeParams) -> StageResult:
@@ -42,128 +51,112 @@ def transcribe(config: TranscribeParams) -> StageResult:
     Raises:
         SourceError: Recordings are missing, or there is no usable speech in any.
         ConfigError: The recogniser or the aligner cannot be loaded.
+        WorkerError: A unit cannot be done.
     """
     path = output("ingest") / "cuts.jsonl"
     if not path.is_file():
         raise SourceError(f"no recordings at {path}; run `valle2 ingest`")
-    recordings = [MonoCut.from_dict(row) for row in read_jsonl(path)]
     models = _models_sha256(config.transcribe)
-    inputs = [config.transcribe.model_dump(), config.runtime.device, file_sha256(path), models]
-    with partial("transcribe", inputs) as work:
-        results = _transcribe_all(recordings, work, config, models)
-        segments = [row for recording in recordings for row in results[recording.id]["segments"]]
-        dropped = [row for recording in recordings for row in results[recording.id]["dropped"]]
-        if not segments:
-            reasons = ", ".join(sorted({row["reason"] for row in dropped}))
-            raise SourceError(
-                f"no usable speech in {len(recordings)} recordings (dropped as {reasons}); check `transcribe.language` "
-                "and `transcribe.model`, and listen to a recording"
-            )
-        write_jsonl(work / "out" / "segments.jsonl", segments)
-        write_jsonl(work / "out" / "dropped.jsonl", dropped)
-        publish(work / "out", output("transcribe"))
-        shutil.rmtree(work)
-    return _result(recordings, segments, dropped, config)
-
-
-def _transcribe_all(
-    recordings: Sequence[MonoCut], work: Path, config: TranscribeParams, models: list[str]
-) -> dict[str, Any]:
-    """Result rows by recording; what a killed run or an earlier version of the corpus has finished is taken over."""
-    total = sum(recording.duration for recording in recordings)
     inputs = [config.transcribe.model_dump(), config.runtime.device, models]
     with (
-        Journal(work / "recordings.jsonl") as journal,
-        Ledger("transcribe", inputs, _CODE, ("whisperx", "ctranslate2", "torch", "transformers")) as ledger,
-        progress("transcribe", total, "s of audio") as advance,
+        partial("transcribe", [*inputs, file_sha256(path)]) as work,
+        Ledger("transcribe", inputs, _CODE, _PACKAGES) as ledger,
     ):
-        for recording in recordings:
-            if recording.id not in journal.done and (known := ledger.get(recording.to_dict())):
-                journal.add(recording.id, known)
-        left = [recording for recording in recordings if recording.id not in journal.done]
-        advance(total - sum(recording.duration for recording in left))
+        plan = _plan(path, work, ledger, config.transcribe.shard_seconds)
+        _do(plan, work, config)
+        truth = Truth(Path(config.ingest.sources), config.transcribe.language)
+        totals = _merge(path, work, ledger, truth)
+        if not totals.segments:
+            reasons = ", ".join(sorted(totals.dropped_seconds))
+            raise SourceError(
+                f"no usable speech in {totals.audio_seconds / 3600:.2f} h (dropped as {reasons}); check "
+                "`transcribe.language` and `transcribe.model`, and listen to a recording"
+            )
+        publish(work / "out", output("transcribe"))
+        shutil.rmtree(work)
+    return _result(totals, truth.word_error_rate)
+
+
+def _plan(path: Path, work: Path, ledger: Ledger, seconds: Seconds) -> Path:
+    """The units of what is not known yet; that of a killed run stays, so that its parts fit."""
+    plan = work / "units.jsonl"
+    if not plan.is_file():
+        write_jsonl(work / "known.jsonl", (known for row in iterate_jsonl(path) if (known := ledger.get(row))))
+        known = {row["recording"] for row in iterate_jsonl(work / "known.jsonl")}
+        left = (row for row in iterate_jsonl(path) if row["id"] not in known)
+        write_jsonl(plan, (asdict(unit) for unit in units(left, seconds)))
+    return plan
+
+
+def _read_plan(plan: Path) -> Iterator[Unit]:
+    for row in iterate_jsonl(plan):
+        yield Unit(row["index"], tuple(Stretch(**stretch) for stretch in row["stretches"]))
+
+
+def _do(plan: Path, work: Path, config: TranscribeParams) -> None:
+    """Have every unit done that has not been yet."""
+    folder = (work / "parts").absolute()
+    folder.mkdir(exist_ok=True)
+    total = done = 0.0
+    left = False
+    for unit in _read_plan(plan):
+        finished = part_file(folder, unit).is_file()
+        total, done, left = total + unit.seconds, done + unit.seconds * finished, left or not finished
+    with progress("transcribe", total, "s of audio") as advance:
+        advance(done)
         if left:
-            asr, aligner = load_models(config)
-            # One torch thread each: what is written then depends on no thread count.
-            workers = config.runtime.num_threads if config.runtime.device == "cpu" else 1
-            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                work_on = partial_call(transcribe_recording, asr=asr, aligner=aligner, config=config.transcribe)
-                for recording, result in zip(left, pool.map(work_on, left), strict=True):
-                    journal.add(recording.id, result)
-                    ledger.add(recording.to_dict(), result)
-                    advance(recording.duration)
-        return journal.done
+            waiting = (unit for unit in _read_plan(plan) if not part_file(folder, unit).is_file())
+            make = partial_call(Transcriber, config, folder)
+            for unit, _ in spread(waiting, make, config.runtime, config.ray):
+                advance(unit.seconds)
 
 
-def load_models(config: TranscribeParams) -> tuple[Asr, Aligner]:
-    """The recogniser and the aligner that the parameters name."""
-    options = config.transcribe
-    asr = load_asr(
-        options.model, options.compute_type, options.language, config.runtime.num_threads,
-        device=config.runtime.device, chunk_size=options.chunk_size, batch_size=options.batch_size,
-    )  # fmt: skip
-    return asr, load_aligner(options.aligner, options.language, config.runtime.device)
+def _merge(path: Path, work: Path, ledger: Ledger, truth: Truth) -> Totals:
+    """Write the results of all recordings, in their order and one at a time."""
+    known = iterate_jsonl(work / "known.jsonl")
+    files = (part_file(work / "parts", unit) for unit in _read_plan(work / "units.jsonl"))
+    parts = chain.from_iterable(iterate_jsonl(file) for file in files)
+    counts: dict[str, int] = {}
+    for unit in _read_plan(work / "units.jsonl"):
+        counts |= {stretch.recording["id"]: stretch.count for stretch in unit.stretches if stretch.count > 1}
+    totals = Totals()
+    out = work / "out"
+    out.mkdir(exist_ok=True)
+    earlier = next(known, None)
+    with (out / "segments.jsonl").open("w") as segments, (out / "dropped.jsonl").open("w") as dropped:
+        for recording in iterate_jsonl(path):
+            name = recording["id"]
+            if earlier and earlier["recording"] == name:
+                result, earlier = earlier, next(known, None)
+            else:
+                result = _joined(name, list(islice(parts, counts.get(name, 1))))
+                ledger.add(recording, result)
+            _count(totals, recording, result)
+            truth.compare(
+                recording["recording"]["sources"][0]["source"],
+                " ".join(row["supervisions"][0]["text"] for row in result["segments"]),
+            )
+            segments.writelines(map(json_line, result["segments"]))
+            dropped.writelines(map(json_line, result["dropped"]))
+    return totals
 
 
-def transcribe_recording(recording: MonoCut, asr: Asr, aligner: Aligner, config: TranscribeConfig) -> dict[str, Any]:
-    """Segments and dropped stretches of one recording, which together cover each of its samples once.
-
-    Returns:
-        `segments`: cuts as dicts; `dropped`: recording, start and end (s), samples, reason.
-    """
-    waveform = _load(recording)
-    rate = recording.sampling_rate
-    given = recording.supervisions[0].text
-    extra: dict[str, Any] = {}
-    if given and recording.duration <= config.max_duration:
-        sentences = aligner.align([Window(given, 0.0, len(waveform) / ASR_RATE)], waveform)
-        spans = whole(sentences, given, recording.num_samples, rate, config)
-        extra = {"asr_text": asr.recognise(waveform)}
-    else:
-        windows = asr.transcribe(waveform)
-        spans = split(aligner.align(windows, waveform), windows, recording.num_samples, rate, config)
-    kept = [span for span in spans if not span.reason]
-    segments = [_segment(recording, index, span, extra).to_dict() for index, span in enumerate(kept)]
-    dropped = [
-        {
-            "recording": recording.id,
-            "start": recording.start + span.start / rate, "end": recording.start + span.end / rate,
-            "samples": span.end - span.start, "reason": span.reason,
-        }
-        for span in spans if span.reason
-    ]  # fmt: skip
-    accounted = sum(span.end - span.start for span in spans)
-    assert accounted == recording.num_samples, f"{recording.id}: {accounted} of {recording.num_samples} samples"
-    return {"segments": segments, "dropped": dropped}
+def _joined(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The stretches of a recording as one, its segments numbered."""
+    assert rows, f"{name} is in no part"
+    assert all(row["recording"] == name for row in rows), f"{name} is not where it should be"
+    segments = [segment for row in rows for segment in row["segments"]]
+    for index, segment in enumerate(segments):
+        segment["id"] = segment["supervisions"][0]["id"] = f"{name}-{index:03d}"
+    return {"recording": name, "segments": segments, "dropped": [part for row in rows for part in row["dropped"]]}
 
 
-def _load(recording: MonoCut) -> Float[np.ndarray, " n"]:
-    waveform: np.ndarray = recording.resample(ASR_RATE).load_audio()[0]
-    return waveform
-
-
-def _segment(recording: MonoCut, index: int, span: Span, extra: dict[str, Any]) -> MonoCut:
-    rate = recording.sampling_rate
-    offset, duration = span.start / rate, (span.end - span.start) / rate
-    name = f"{recording.id}-{index:03d}"
-    words = [_item(word, offset, duration) for word in span.words]
-    about = recording.supervisions[0]
-    supervision = SupervisionSegment(
-        name, recording.recording.id, 0.0, duration, 0, text=span.text, language=about.language, speaker=about.speaker,
-        alignment={"word": words},
-    )  # fmt: skip
-    custom = {**(recording.custom or {}), **extra}
-    cut = MonoCut(
-        name, recording.start + offset, duration, 0, [supervision], recording=recording.recording, custom=custom
-    )
-    assert cut.num_samples == span.end - span.start, f"{name}: {cut.num_samples} samples"
-    return cut
-
-
-def _item(word: TimedWord, offset: float, duration: float) -> AlignmentItem:
-    start = min(max(word.start - offset, 0.0), duration)
-    end = min(max(word.end - offset, start), duration)
-    return AlignmentItem(word.text, round(start, 4), round(end - start, 4), word.score)
+def _count(totals: Totals, recording: dict[str, Any], result: dict[str, Any]) -> None:
+    totals.audio_seconds += recording["duration"]
+    totals.segments += len(result["segments"])
+    totals.segment_seconds += sum(row["duration"] for row in result["segments"])
+    for row in result["dropped"]:
+        totals.dropped_seconds[row["reason"]] += row["end"] - row["start"]
 
 
 def _models_sha256(config: TranscribeConfig) -> list[str]:
@@ -175,23 +168,12 @@ def _models_sha256(config: TranscribeConfig) -> list[str]:
     return found
 
 
-def _result(
-    recordings: Sequence[MonoCut],
-    segments: list[dict[str, Any]],
-    dropped: list[dict[str, Any]],
-    config: TranscribeParams,
-) -> StageResult:
-    hours = sum(row["duration"] for row in segments) / 3600
-    wer = word_error_rate(recordings, segments, Path(config.ingest.sources), config.transcribe.language)
+def _result(totals: Totals, wer: float | None) -> StageResult:
+    hours = totals.segment_seconds / 3600
     against = f"; WER {wer:.1%} against the corpus's own text" if wer is not None else ""
-    seconds: Counter[str] = Counter()
-    for row in dropped:
-        seconds[row["reason"]] += row["end"] - row["start"]
+    dropped = {reason: round(value, 2) for reason, value in sorted(totals.dropped_seconds.items())}
     facts = {
-        "segments": len(segments),
-        "hours": round(hours, 4),
-        "audio_seconds": round(sum(recording.duration for recording in recordings), 2),
-        "dropped_seconds": {reason: round(value, 2) for reason, value in sorted(seconds.items())},
-        "wer": wer,
-    }
-    return StageResult(f"{len(segments)} segments, {hours:.2f} h{against}", facts)
+        "segments": totals.segments, "hours": round(hours, 4), "audio_seconds": round(totals.audio_seconds, 2),
+        "dropped_seconds": dropped, "wer": wer,
+    }  # fmt: skip
+    return StageResult(f"{totals.segments} segments, {hours:.2f} h{against}", facts)
