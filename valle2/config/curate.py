@@ -5,6 +5,7 @@ from pydantic import Field, field_validator
 from valle2.config.runtime import Runtime
 from valle2.config.section import Count, Fraction, Positive, PositiveCount, Section
 from valle2.config.transcribe import TranscribeConfig
+from valle2.config.workers import RayConfig
 
 
 class Thresholds(Section):
@@ -16,6 +17,20 @@ class Thresholds(Section):
     min_bandwidth: float = Field(0.0, description="Hz; highest frequency at which anything is heard; 0 keeps all")
     min_dnsmos: float = Field(2.5, description="P.808 MOS, 1-5; segments below are dropped")
     max_compression: Positive = Field(2.4, description="bytes of the text per byte compressed; Whisper's own limit")
+    max_characters_per_second: Positive = Field(
+        40.0, description="characters of the text per second of sound; nobody speaks faster than 30"
+    )
+    min_logprob: float = Field(
+        -1.0,
+        description="mean log-probability of recognised words, below which a segment is dropped; Whisper's own limit",
+    )
+    max_aligner_cer: float = Field(
+        1.0,
+        description="character errors of what the aligner's model hears; 1 or more keeps all (0.3 with a full model)",
+    )
+    min_other_language: Fraction = Field(
+        0.8, description="probability of another language than declared, from which a segment is dropped"
+    )
     words_per_second_iqr: Positive = Field(
         1.5, description="segments outside their source's quartiles -/+ this times the IQR are dropped"
     )
@@ -28,6 +43,9 @@ class CurateConfig(Thresholds):
     """Which segments are kept, and for which split."""
 
     sources: dict[str, dict[str, float]] = Field({}, description="thresholds of single sources, by their names")
+    max_bit_error: Fraction = Field(
+        0.25, description="differing bits of two fingerprints of the same sound; 0 keeps duplicates (paper: 0.35)"
+    )
     test_speakers: tuple[str, ...] | Count = Field(
         6, description="unseen speakers by name, or how many to draw by seeded hash"
     )
@@ -60,3 +78,4 @@ class CurateParams(Section):
     runtime: Runtime = Runtime()
     transcribe: TranscribeConfig = TranscribeConfig()
     curate: CurateConfig = CurateConfig()
+    ray: RayConfig = RayConfig()

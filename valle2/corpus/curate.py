@@ -1,43 +1,59 @@
 """Segments to training material: filtered, speaker-disjoint, with a text tokenizer and a funnel that adds up.
 
-Each segment is dropped for the first rule that it breaks (`valle2.corpus.rules`); the funnel tells to the sample
+What is measured is in `valle2.corpus.measurer`. Each segment is dropped for the first rule that it breaks
+(`valle2.corpus.rules`), and for repeating the text or the sound of a kept one; the funnel tells to the sample
 where every hour that was taken in has gone. Next: `valle2.shards`.
 """
 
 import shutil
-from collections import defaultdict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial as partial_call
 from pathlib import Path
 from typing import Any
 
-from lhotse import MonoCut
-from lhotse.utils import fastcopy
-
 from valle2.config.curate import CurateConfig, CurateParams
-from valle2.corpus import quality, sound
-from valle2.corpus.journal import Journal, read_jsonl, write_jsonl
+from valle2.corpus import quality
+from valle2.corpus.fingerprint import duplicate_groups, unpack
+from valle2.corpus.journal import iterate_jsonl, json_line
 from valle2.corpus.ledger import Ledger
+from valle2.corpus.measurer import MEASURING, MEASURING_PACKAGES, Clips, Measurer, clips, heard, measured_file
 from valle2.corpus.rules import Facts, broken_rule
 from valle2.corpus.splits import check_leakage, leaked_texts, split_speakers
 from valle2.errors import ConfigError, SourceError
 from valle2.progress import progress
 from valle2.stage import file_sha256, output, partial, publish, write_json
 from valle2.text import Bpe, normalise, train_bpe
-from valle2.types import SPLITS, Split, StageResult
+from valle2.types import SPLITS, Seconds, Split, StageResult
+from valle2.workers import spread
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Scored:
-    """A segment with what the rules ask for."""
+    """What is remembered of a segment while all are compared; the rest stays on disk."""
 
-    cut: MonoCut
+    id: str
     source: str
+    speaker: str
+    sha256: str
+    """Of its recording's sound."""
+    group: str
+    """The first segment of the same sound."""
     text: str
     """Normalised."""
+    heard: str | None
+    """What was recognised where the text was given, normalised."""
+    language: str
+    other_language: float
+    logprob: float | None
+    aligner_cer: float | None
     rate: float
     """Words per second."""
+    seconds: Seconds
+    samples: int
     measured: dict[str, float]
     """DNSMOS, and what `valle2.corpus.sound.measure` gives."""
 
@@ -48,24 +64,21 @@ def curate(config: CurateParams) -> StageResult:
     Raises:
         SourceError: Segments are missing, none is left, or the splits leak.
         ConfigError: Too few speakers, or a vocabulary smaller than the alphabet.
+        WorkerError: Segments cannot be measured.
     """
     folder = output("transcribe")
-    if not (folder / "segments.jsonl").is_file():
-        raise SourceError(f"no segments at {folder / 'segments.jsonl'}; run `valle2 transcribe`")
-    cuts = [MonoCut.from_dict(row) for row in read_jsonl(folder / "segments.jsonl")]
-    with partial("curate", [file_sha256(folder / "segments.jsonl")]) as work:
-        scored = _score(cuts, _measure(cuts, work, config.runtime.num_threads), config.transcribe.language)
+    segments = folder / "segments.jsonl"
+    if not segments.is_file():
+        raise SourceError(f"no segments at {segments}; run `valle2 transcribe`")
+    with partial("curate", [file_sha256(segments), [file_sha256(_module(name)) for name in MEASURING]]) as work:
+        _measure(segments, work, config)
+        scored = _score(segments, work, config)
         reasons = judge(scored, config.curate, config.transcribe.language)
         splits = _split(scored, reasons, config)
         compared = check_leakage(splits)
-        funnel = _funnel(cuts, reasons, splits, folder / "dropped.jsonl")
-        funnel["disjoint"] = compared
-        for split in SPLITS:
-            write_jsonl(work / "out" / f"{split}.jsonl", [cut.to_dict() for cut in splits[split]])
-        write_jsonl(
-            work / "out" / "dropped.jsonl", [_dropped(item, reasons) for item in scored if item.cut.id in reasons]
-        )
-        bpe = _bpe(splits["train"], config.curate)
+        funnel = {**_funnel(scored, reasons, splits, folder / "dropped.jsonl"), "disjoint": compared}
+        _write(segments, work / "out", scored, reasons, splits)
+        bpe = _bpe([item.text for item in splits["train"]], config.curate)
         bpe.save(work / "out" / "bpe.json")
         write_json(work / "out" / "funnel.json", funnel)
         publish(work / "out", output("curate"))
@@ -73,63 +86,72 @@ def curate(config: CurateParams) -> StageResult:
     return _result(funnel, bpe.vocab_size)
 
 
-def _bpe(train: Sequence[MonoCut], config: CurateConfig) -> Bpe:
+def _module(name: str) -> Path:
+    return Path(str(sys.modules[name].__file__))
+
+
+def _bpe(texts: Sequence[str], config: CurateConfig) -> Bpe:
     """The tokenizer to keep, so that an earlier model's weights still fit, or one learned from the training text."""
     if not config.bpe:
-        return train_bpe([cut.supervisions[0].text for cut in train], config.vocab_size)
+        return train_bpe(texts, config.vocab_size)
     if not Path(config.bpe).is_file():
         raise ConfigError(f'`curate.bpe` names {config.bpe}, which is no file; set it to "" to learn a new one')
     return Bpe.load(Path(config.bpe))
 
 
-def _measure(cuts: Sequence[MonoCut], work: Path, num_threads: int) -> dict[str, dict[str, float]]:
-    """What is measured of each cut's sound; that of a killed run and of earlier runs is taken over."""
-    total = sum(cut.duration for cut in cuts)
-    model = quality.Dnsmos()
-
-    def measured(cut: MonoCut) -> dict[str, float]:
-        p808 = model.p808(cut.resample(quality.DNSMOS_RATE).load_audio()[0])
-        file_rate = sound.source_rate(cut.recording.to_dict())
-        return {"dnsmos": p808, **sound.measure(cut.load_audio()[0], cut.sampling_rate, file_rate)}
-
+def _measure(segments: Path, work: Path, config: CurateParams) -> None:
+    """Measure each segment's sound; what a killed run and earlier runs have measured is taken over."""
+    folder = (work / "measured").absolute()
+    folder.mkdir(exist_ok=True)
+    total = sum(row["duration"] for row in iterate_jsonl(segments))
     with (
-        Journal(work / "measured.jsonl") as journal,
-        Ledger("curate", quality.DNSMOS_RATE, _MEASURING, ("speechmos", "onnxruntime", "librosa", "lhotse")) as ledger,
-        ThreadPoolExecutor(num_threads) as pool,
+        Ledger("curate", quality.DNSMOS_RATE, MEASURING, MEASURING_PACKAGES) as ledger,
         progress("curate", total, "s of audio") as advance,
     ):
-        for cut in cuts:
-            if cut.id not in journal.done and (known := ledger.get(_heard(cut))):
-                journal.add(cut.id, known)
-        left = [cut for cut in cuts if cut.id not in journal.done]
-        advance(total - sum(cut.duration for cut in left))
-        for cut, values in zip(left, pool.map(measured, left), strict=True):
-            journal.add(cut.id, values)
-            ledger.add(_heard(cut), values)
-            advance(cut.duration)
-        return journal.done
+
+        def waiting() -> Iterator[Clips]:
+            for unit in clips(iterate_jsonl(segments), ledger):
+                if measured_file(folder, unit.index).is_file():
+                    advance(unit.seconds)
+                else:
+                    yield unit
+
+        for unit, found in spread(waiting(), partial_call(Measurer, folder), config.runtime, config.ray):
+            rows = {row["id"]: row for row in unit.rows}
+            for values in found:
+                ledger.add(heard(rows[values["id"]]), {name: value for name, value in values.items() if name != "id"})
+            advance(unit.seconds)
 
 
-_MEASURING = ("valle2.corpus.quality", "valle2.corpus.sound")
-
-
-def _heard(cut: MonoCut) -> list[Any]:
-    """What the measures of a cut's sound depend on."""
-    assert cut.custom is not None
-    return [cut.custom["sha256"], cut.start, cut.duration, cut.channel, cut.sampling_rate]
-
-
-def _score(cuts: Sequence[MonoCut], measured: dict[str, dict[str, float]], language: str) -> list[Scored]:
-    scored = []
-    for cut in cuts:
-        text = normalise(cut.supervisions[0].text or "", language)
-        rate = quality.words_per_second(text, cut.duration)
-        scored.append(Scored(cut, (cut.custom or {})["source"], text, rate, measured[cut.id]))
+def _score(segments: Path, work: Path, config: CurateParams) -> list[Scored]:
+    """All segments, in order, with what was measured."""
+    files = sorted((work / "measured").glob("*.jsonl"))
+    measures = [values for file in files for values in iterate_jsonl(file)]
+    prints = [unpack(values.pop("fingerprint")) for values in measures]
+    groups = duplicate_groups(prints, config.curate.max_bit_error)
+    scored: list[Scored] = []
+    for row, values, group in zip(iterate_jsonl(segments), measures, groups, strict=True):
+        about, custom, language = row["supervisions"][0], row["custom"], config.transcribe.language
+        assert values.pop("id") == row["id"], f"{row['id']} is not where it should be"
+        text = normalise(about.get("text") or "", language)
+        said = custom.get("asr_text")
+        other = custom.get("heard_language", language) != language
+        scored.append(
+            Scored(
+                id=row["id"], source=custom["source"], speaker=about.get("speaker") or "", sha256=custom["sha256"],
+                group=scored[group].id if group < len(scored) else row["id"], text=text,
+                heard=None if said is None else normalise(said, language), language=about.get("language") or "",
+                other_language=custom["heard_language_probability"] if other else 0.0,
+                logprob=custom.get("asr_logprob"), aligner_cer=custom.get("aligner_cer"),
+                rate=quality.words_per_second(text, row["duration"]), seconds=row["duration"],
+                samples=round(row["duration"] * row["recording"]["sampling_rate"]), measured=values,
+            )
+        )  # fmt: skip
     return scored
 
 
 def judge(scored: Sequence[Scored], config: CurateConfig, language: str) -> dict[str, str]:
-    """Reason code by cut id, of the segments that a rule drops; a text's later repetitions by its speaker are one."""
+    """Reason code by id, of the segments that a rule drops; so is what repeats a kept one's text or sound."""
     limits = {name: config.of_source(name) for name in {item.source for item in scored}}
     usual = {
         name: quality.rate_bounds(
@@ -138,80 +160,122 @@ def judge(scored: Sequence[Scored], config: CurateConfig, language: str) -> dict
         for name, own in limits.items()
     }
     reasons: dict[str, str] = {}
-    seen: set[tuple[str, str]] = set()
+    said: set[tuple[str, str]] = set()
+    sounds: set[str] = set()
     for item in scored:
-        about = item.cut.supervisions[0]
-        heard = (item.cut.custom or {}).get("asr_text")
         facts = Facts(
-            item.text, None if heard is None else normalise(heard, language), about.language or "", language, item.rate,
-            usual[item.source], **item.measured,
+            item.text, item.heard, item.language, language, item.rate, usual[item.source], **item.measured,
+            seconds=item.seconds, logprob=item.logprob, aligner_cer=item.aligner_cer,
+            other_language=item.other_language,
         )  # fmt: skip
-        said = about.speaker or "", item.text
-        reason = broken_rule(facts, limits[item.source]) or ("duplicate_text" if said in seen else "")
+        reason = broken_rule(facts, limits[item.source])
+        if not reason and (item.speaker, item.text) in said:
+            reason = "duplicate_text"
+        if not reason and item.group in sounds:
+            reason = "duplicate_audio"
         if reason:
-            reasons[item.cut.id] = reason
+            reasons[item.id] = reason
         else:
-            seen.add(said)
+            said.add((item.speaker, item.text))
+            sounds.add(item.group)
     return reasons
 
 
-def _split(scored: Sequence[Scored], reasons: dict[str, str], config: CurateParams) -> dict[Split, list[MonoCut]]:
-    """Kept cuts by split; adds the reason `text_leak` for train's cuts with a held-out sentence."""
-    kept = [item for item in scored if item.cut.id not in reasons]
+def _split(scored: Sequence[Scored], reasons: dict[str, str], config: CurateParams) -> dict[Split, list[Scored]]:
+    """Kept segments by split; adds the reason `text_leak` for train's segments with a held-out sentence."""
+    kept = [item for item in scored if item.id not in reasons]
     if not kept:
-        counts = sorted({reason: list(reasons.values()).count(reason) for reason in reasons.values()}.items())
+        counts = sorted(Counter(reasons.values()).items())
         raise SourceError(
             f"none of {len(scored)} segments is left ({', '.join(f'{count} {reason}' for reason, count in counts)}); "
             "loosen the rule's threshold in section `curate`"
         )
     of_speaker = split_speakers(
-        [item.cut.supervisions[0].speaker for item in kept],
-        config.curate.test_speakers, config.curate.dev_speakers, config.runtime.seed,
-    )  # fmt: skip
+        [item.speaker for item in kept], config.curate.test_speakers, config.curate.dev_speakers, config.runtime.seed
+    )
     by_split: dict[Split, list[Scored]] = defaultdict(list)
     for item in kept:
-        by_split[of_speaker[item.cut.supervisions[0].speaker]].append(item)
+        by_split[of_speaker[item.speaker]].append(item)
     held_out = [item.text for split in ("dev", "test") for item in by_split[split]]
     leaked = leaked_texts([item.text for item in by_split["train"]], held_out)
-    reasons |= {item.cut.id: "text_leak" for item in by_split["train"] if item.text in leaked}
+    reasons |= {item.id: "text_leak" for item in by_split["train"] if item.text in leaked}
     if not any(item.text not in leaked for item in by_split["train"]):
         raise SourceError("every train sentence is also a dev or test sentence; choose other speakers to hold out")
-    return {split: [_curated(item) for item in by_split[split] if item.cut.id not in reasons] for split in SPLITS}
+    return {split: [item for item in by_split[split] if item.id not in reasons] for split in SPLITS}
 
 
-def _curated(item: Scored) -> MonoCut:
-    about = item.cut.supervisions[0]
-    custom = {**(item.cut.custom or {}), "raw_text": about.text, **item.measured, "words_per_second": item.rate}
-    return fastcopy(item.cut, supervisions=[fastcopy(about, text=item.text)], custom=custom)
+def _write(
+    segments: Path, out: Path, scored: Sequence[Scored], reasons: Mapping[str, str],
+    splits: Mapping[Split, Sequence[Scored]],
+) -> None:  # fmt: skip
+    """The rows of each split and of what is dropped, one at a time."""
+    out.mkdir(exist_ok=True)
+    kept_as = {item.group: item.id for split in SPLITS for item in splits[split]}
+    where = {item.id: split for split in SPLITS for item in splits[split]}
+    with ExitStack() as files:
+        lines = {name: files.enter_context((out / f"{name}.jsonl").open("w")) for name in (*SPLITS, "dropped")}
+        for row, item in zip(iterate_jsonl(segments), scored, strict=True):
+            if item.id in where:
+                about = row["supervisions"][0]
+                row["custom"] |= {"raw_text": about["text"], **item.measured, "words_per_second": item.rate}
+                about["text"] = item.text
+                lines[where[item.id]].write(json_line(row))
+            else:
+                lines["dropped"].write(json_line(_dropped(row, item, reasons[item.id], kept_as)))
 
 
-def _dropped(item: Scored, reasons: dict[str, str]) -> dict[str, Any]:
-    cut, about = item.cut, item.cut.supervisions[0]
+def _dropped(row: dict[str, Any], item: Scored, reason: str, kept_as: Mapping[str, str]) -> dict[str, Any]:
+    same = {"same_as": kept_as[item.group]} if item.group in kept_as else {}
     return {
-        "id": cut.id, "reason": reasons[cut.id], "recording": cut.recording.id, "start": cut.start,
-        "duration": cut.duration, "source": item.source, "speaker": about.speaker, "text": item.text,
-        "words_per_second": item.rate, **item.measured,
+        "id": item.id, "reason": reason, "recording": row["recording"]["id"], "start": row["start"],
+        "duration": item.seconds, "source": item.source, "speaker": item.speaker, "text": item.text,
+        "words_per_second": item.rate, **item.measured, **same,
     }  # fmt: skip
 
 
 def _funnel(
-    cuts: Sequence[MonoCut], reasons: dict[str, str], splits: dict[Split, list[MonoCut]], dropped: Path
+    scored: Sequence[Scored], reasons: Mapping[str, str], splits: Mapping[Split, Sequence[Scored]], dropped: Path
 ) -> dict[str, Any]:
     """Samples, hours and counts of what came in, was dropped for each reason, and is kept; the sums are checked."""
-    rate = cuts[0].sampling_rate
-    ingested = [MonoCut.from_dict(row) for row in read_jsonl(output("ingest") / "cuts.jsonl")]
-    rows: dict[str, list[int]] = defaultdict(list)
-    for row in read_jsonl(dropped):
-        rows[row["reason"]].append(row["samples"])
-    for cut in cuts:
-        if cut.id in reasons:
-            rows[reasons[cut.id]].append(cut.num_samples)
-    kept = {split: _amount([cut.num_samples for cut in splits[split]], rate) for split in SPLITS}
-    lost = {reason: _amount(samples, rate) for reason, samples in sorted(rows.items())}
-    taken_in = _amount([cut.num_samples for cut in ingested], rate)
-    accounted = sum(part["samples"] for part in (*kept.values(), *lost.values()))
-    assert accounted == taken_in["samples"], f"funnel: {accounted} samples of {taken_in['samples']}"
-    return {"sample_rate": rate, "in": taken_in, "dropped": lost, "kept": kept}
+    source_of: dict[str, str] = {}
+    taken: dict[str, list[int]] = defaultdict(list)
+    rate = 0
+    for row in iterate_jsonl(output("ingest") / "cuts.jsonl"):
+        rate = row["recording"]["sampling_rate"]
+        source_of[row["id"]] = row["custom"]["source"]
+        taken[row["custom"]["source"]].append(round(row["duration"] * rate))
+    lost: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row in iterate_jsonl(dropped):
+        lost[source_of[row["recording"]]][row["reason"]].append(row["samples"])
+    for item in scored:
+        if item.id in reasons:
+            lost[item.source][reasons[item.id]].append(item.samples)
+    kept: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for split in SPLITS:
+        for item in splits[split]:
+            kept[item.source][split].append(item.samples)
+    of_source = {name: _account(taken[name], lost[name], kept[name], rate) for name in sorted(taken)}
+    reasons_met = sorted({reason for own in lost.values() for reason in own})
+    everything = _account(
+        [count for own in taken.values() for count in own],
+        {reason: [count for own in lost.values() for count in own[reason]] for reason in reasons_met},
+        {split: [count for own in kept.values() for count in own[split]] for split in SPLITS},
+        rate,
+    )
+    return {"sample_rate": rate, **everything, "sources": of_source}
+
+
+def _account(
+    taken: Sequence[int], lost: Mapping[str, Sequence[int]], kept: Mapping[str, Sequence[int]], rate: int
+) -> dict[str, Any]:
+    found: dict[str, dict[str, Any]] = {
+        "in": _amount(taken, rate),
+        "dropped": {reason: _amount(samples, rate) for reason, samples in sorted(lost.items()) if samples},
+        "kept": {split: _amount(kept.get(split, []), rate) for split in SPLITS},
+    }
+    accounted = sum(part["samples"] for part in (*found["kept"].values(), *found["dropped"].values()))
+    assert accounted == found["in"]["samples"], f"funnel: {accounted} samples of {found['in']['samples']}"
+    return found
 
 
 def _amount(samples: Sequence[int], rate: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jiwer
 
 from valle2.config.curate import Thresholds
+from valle2.types import Seconds
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,22 @@ class Facts:
     snr: float
     bandwidth: float
     """The last four as `valle2.corpus.sound.measure` gives them."""
+    seconds: Seconds = 1.0
+    logprob: float | None = None
+    """Of the recognised tokens, mean; None where a text was given."""
+    aligner_cer: float | None = None
+    """Character errors of what the aligner's own model hears."""
+    other_language: float = 0.0
+    """How sure Whisper is that it is not the expected language."""
 
+
+_STOCK_PHRASES = frozenset({
+    "thank you", "thank you very much", "thank you for watching", "thanks for watching", "thanks for watching bye",
+    "please subscribe", "please subscribe to my channel", "subscribe to my channel", "like and subscribe",
+    "subtitles by the amaraorg community", "subtitles by the amara org community", "see you next time",
+    "see you in the next video", "ill see you next time", "bye", "bye bye", "you",
+})  # fmt: skip
+_TINY = 1e-9
 
 Rule = Callable[[Facts, Thresholds], bool]
 
@@ -44,9 +60,10 @@ def no_words(facts: Facts, _: Thresholds) -> bool:
     return not facts.text
 
 
-def language(facts: Facts, _: Thresholds) -> bool:
-    """Declared to be in another language."""
-    return facts.language not in ("", facts.expected_language)
+def language(facts: Facts, limits: Thresholds) -> bool:
+    """Declared to be in another language, or heard to be."""
+    declared = facts.language not in ("", facts.expected_language)
+    return declared or facts.other_language >= max(limits.min_other_language, _TINY)
 
 
 def clipping(facts: Facts, limits: Thresholds) -> bool:
@@ -82,6 +99,32 @@ def repetitive_text(facts: Facts, limits: Thresholds) -> bool:
     return compression(facts.text) > limits.max_compression
 
 
+def stock_phrase(facts: Facts, _: Thresholds) -> bool:
+    """Recognised to be, as a whole, one of the phrases that Whisper is known to make of music and silence.
+
+    They stem from subtitles (Baranski et al. 2025, "Investigation of Whisper ASR hallucinations induced by non-speech
+    audio", table 2).
+    """
+    return facts.heard is None and facts.text in _STOCK_PHRASES
+
+
+def unsure_words(facts: Facts, limits: Thresholds) -> bool:
+    """The recogniser is not sure of its words (Radford et al. 2022, section 4.5)."""
+    return facts.logprob is not None and facts.logprob < limits.min_logprob
+
+
+def character_rate(facts: Facts, limits: Thresholds) -> bool:
+    """More text than can be said in the time."""
+    return len(facts.text) > limits.max_characters_per_second * facts.seconds
+
+
+def bad_alignment(facts: Facts, limits: Thresholds) -> bool:
+    """The aligner's own model hears something else; a limit of 1 or more switches the rule off."""
+    if facts.aligner_cer is None or limits.max_aligner_cer >= 1:
+        return False
+    return facts.aligner_cer > limits.max_aligner_cer
+
+
 def speaking_rate(facts: Facts, _: Thresholds) -> bool:
     """Words per second that are not usual in the source."""
     low, high = facts.usual_rates
@@ -96,8 +139,8 @@ def text_disagrees(facts: Facts, limits: Thresholds) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    no_words, language, clipping, mostly_silence, noise, narrow_band, low_quality, repetitive_text, speaking_rate,
-    text_disagrees,
+    no_words, language, clipping, mostly_silence, noise, narrow_band, low_quality, repetitive_text, stock_phrase,
+    unsure_words, character_rate, bad_alignment, speaking_rate, text_disagrees,
 )  # fmt: skip
 """In the order in which they are asked; a segment is dropped for the first that it breaks."""
 

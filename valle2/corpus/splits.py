@@ -2,12 +2,27 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-
-from lhotse import MonoCut
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from valle2.errors import ConfigError, SourceError
 from valle2.types import SPLITS, Split
+
+
+class Segment(Protocol):
+    """What must not be in two splits."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def speaker(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
 
 Chosen = tuple[str, ...] | int
 
@@ -75,8 +90,8 @@ def leaked_texts(train: Iterable[str], held_out: Iterable[str]) -> set[str]:
     return set(train) & set(held_out)
 
 
-def check_leakage(splits: dict[Split, list[MonoCut]]) -> dict[str, int]:
-    """The gate: no utterance, recording or speaker in two splits, no dev or test sentence in train.
+def check_leakage(splits: Mapping[Split, Sequence[Segment]]) -> dict[str, int]:
+    """The gate: no utterance, recording, speaker or sound in two splits, no dev or test sentence in train.
 
     Returns:
         How many of each were compared, all of them disjoint.
@@ -84,25 +99,26 @@ def check_leakage(splits: dict[Split, list[MonoCut]]) -> dict[str, int]:
     Raises:
         SourceError: Something is in two splits; the message names it.
     """
-    kinds = {
-        "utterance": lambda cut: cut.id,
-        "recording": lambda cut: cut.custom["sha256"],
-        "speaker": lambda cut: cut.supervisions[0].speaker,
+    kinds: dict[str, Callable[[Segment], str]] = {
+        "utterance": lambda item: item.id,
+        "recording": lambda item: item.sha256,
+        "speaker": lambda item: item.speaker,
+        "duplicate group": lambda item: item.group,
     }
     compared: dict[str, int] = {}
     for kind, value in kinds.items():
         where: dict[str, set[Split]] = defaultdict(set)
         for split in SPLITS:
-            for cut in splits[split]:
-                where[value(cut)].add(split)
+            for item in splits[split]:
+                where[value(item)].add(split)
         for found, places in sorted(where.items()):
             if len(places) > 1:
                 raise SourceError(
                     f"the splits leak: {kind} {found} is in {' and '.join(sorted(places))}; nothing was written. Check "
                     "that a speaker has one name only in the speakers files"
                 )
-        compared[f"{kind}s"] = len(where)
-    texts = {split: {cut.supervisions[0].text for cut in splits[split]} for split in SPLITS}
+        compared[f"{kind.replace(' ', '_')}s"] = len(where)
+    texts = {split: {item.text for item in splits[split]} for split in SPLITS}
     shared = leaked_texts(texts["train"], texts["dev"] | texts["test"])
     if shared:
         raise SourceError(
