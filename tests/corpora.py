@@ -69,3 +69,28 @@ def segment(
     supervision = SupervisionSegment(name, speaker, 0.0, duration, 0, text=text, language="en", speaker=speaker)
     custom = {"source": "tones", "licence": "CC0-1.0", "consent": CONSENT, "sha256": speaker, **custom}
     return MonoCut(name, start, duration, 0, [supervision], recording=recording, custom=custom)
+
+
+def record_voices(folder: Path, names: list[str], pairs: int = 1) -> None:
+    """Recordings of two sentences each by voices of the demo, with the truth beside."""
+    from demo.corpus import SAMPLE_RATE, make_voice, record
+
+    declare_speakers(folder, names)
+    truth = []
+    for index, name in enumerate(names):
+        for pair in range(pairs):
+            said = SENTENCES[(index * pairs + pair) % len(SENTENCES)]
+            spoken = record(make_voice(3 + index), said, np.random.default_rng(index * pairs + pair))
+            write_audio(folder / f"data/audio/{name}/{pair}.wav", spoken.samples, SAMPLE_RATE)
+            segments = [{"text": text} for text in said]
+            truth.append(json.dumps({"recording": f"{name}/{pair}.wav", "segments": segments}) + "\n")
+    (folder / "data/truth.jsonl").write_text("".join(truth))
+
+
+SENTENCES = [
+    ["The doctor sees a red house in the kitchen.", "Peter holds three small birds."],
+    ["My brother sold his old car last week.", "Where did you leave the keys?"],
+    ["They walk along the river every morning.", "A cold wind came over the hill."],
+    ["She wrote a long letter to her sister.", "Nobody knew the name of the town."],
+    ["The boys play in the garden after school.", "Dinner will be ready at seven."],
+]

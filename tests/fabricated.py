@@ -11,7 +11,8 @@ from lhotse.supervision import AlignmentItem
 
 from valle2.codec import Architecture, build_encodec, save_encodec
 from valle2.config.params import Config, parse_config
-from valle2.shards import read_manifest, tokenize
+from valle2.corpus.tokenize import tokenize
+from valle2.shards import read_manifest
 from valle2.stage import output, write_json
 from valle2.text import train_bpe
 from valle2.training.objective import AR, NAR, CodecFacts, describe
@@ -39,7 +40,7 @@ def config() -> Config:
     return parse_config(
         {
             "runtime": {"num_threads": 1},
-            "tokenize": {"codec": "codec", "cuts_per_shard": 3},
+            "tokenize": {"codec": "codec", "part_seconds": 4, "shard_mb": 0.001},
             "model": {"group_size": 2, "ar": TINY, "nar": TINY},
             **dict.fromkeys(("train_ar", "train_nar"), TEN_STEPS),
             "evaluate": {"num_cases": 4, "sampling": {"max_seconds": 0.5}, "prompt_seconds": 1.0},

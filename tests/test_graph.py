@@ -10,7 +10,7 @@ ENTRY = {
     "ingest": "valle2.corpus.ingest",
     "transcribe": "valle2.corpus.transcribe",
     "curate": "valle2.corpus.curate",
-    "tokenize": "valle2.shards",
+    "tokenize": "valle2.corpus.tokenize",
     "train-ar": "valle2.training.loop",
     "train-nar": "valle2.training.loop",
     "evaluate": "valle2.evaluation.evaluate",

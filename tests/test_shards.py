@@ -9,9 +9,11 @@ import torch
 from lhotse import MonoCut
 
 from tests.corpora import config, segment, tone, write_audio, write_rows
-from valle2 import shards
+from valle2.corpus import tokenize as stage
+from valle2.corpus import tokenizer
+from valle2.corpus.tokenize import tokenize
 from valle2.errors import ShardError
-from valle2.shards import load_codes, read_manifest, read_shards, tokenize
+from valle2.shards import load_codes, read_manifest, read_shards
 from valle2.stage import output, tree_sha256
 
 OUT = Path("artifacts/tokenize")
@@ -37,7 +39,8 @@ def codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CountingCodec:
     """A workspace with curated cuts: six in train, none in dev, two in test."""
     monkeypatch.chdir(tmp_path)
     codec = CountingCodec()
-    monkeypatch.setattr(shards, "load_codec", lambda name, device: codec)
+    for module in (stage, tokenizer):
+        monkeypatch.setattr(module, "load_codec", lambda name, device: codec)
     path = write_audio(Path("data/ann.wav"), tone(14.0, rate=22_050), 22_050)
     lengths = [24_001, 31_999, 32_000, 29_000, 40_123, 26_111, 25_000, 30_007]
     cuts = [
@@ -49,7 +52,7 @@ def codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CountingCodec:
     return codec
 
 
-PARAMETERS = config(tokenize={"cuts_per_shard": 4})
+PARAMETERS = config(tokenize={"part_seconds": 4.5, "shard_mb": 0.001})
 
 
 def test_no_frame_is_lost_and_the_audio_is_what_was_encoded(codec: CountingCodec) -> None:
@@ -101,6 +104,51 @@ def test_resumed_after_a_kill_is_the_same_bytes(codec: CountingCodec, monkeypatc
     assert tree_sha256(OUT) == uninterrupted
 
 
+def test_parts_are_put_together_until_a_shard_is_large_enough(codec: CountingCodec) -> None:
+    read = {}
+    for size in (0.001, 0.05, 400):
+        tokenize(config(tokenize={"part_seconds": 1, "shard_mb": size}))
+        found = read_manifest(OUT)["splits"]["train"]["shards"]
+        assert sum(shard["cuts_count"] for shard in found) == 6
+        assert found[0]["codes"]["bytes"] == (OUT / "shards/train/codes.000000.tar").stat().st_size
+        read[len(found)] = [
+            (cut.id, load_codes(cut).tobytes(), cut.load_audio().tobytes()) for cut in read_shards(OUT, "train")
+        ]
+    assert sorted(read)[0] == 1 and sorted(read)[-1] == 6 and len(read) == 3, "one, some and all parts in a shard"
+    assert len({str(cuts) for cuts in read.values()}) == 1
+
+
+def test_killed_while_parts_are_put_together(codec: CountingCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config(tokenize={"part_seconds": 1, "shard_mb": 0.4})
+    tokenize(settings)
+    uninterrupted = tree_sha256(OUT)
+    shutil.rmtree(OUT)
+    put_together, calls = stage._put_together, []
+
+    def killed(target: Path, parts: list[Path], is_tar: bool) -> tuple[str, int]:
+        calls.append(target.name)
+        if len(calls) == 5:
+            target.with_name(target.name + ".tmp").write_bytes(b"half")
+            raise KeyboardInterrupt
+        return put_together(target, parts, is_tar)
+
+    monkeypatch.setattr(stage, "_put_together", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(settings)
+    codec.calls = 0
+    tokenize(settings)
+    assert codec.calls == 0, "every part was there"
+    assert calls.count("recording.000000.tar") == 2, "once in train and once in test"
+    assert tree_sha256(OUT) == uninterrupted
+
+
+def test_without_audio_train_has_codes_alone(codec: CountingCodec) -> None:
+    tokenize(config(tokenize={"store_audio": False}))
+    assert not list((OUT / "shards/train").glob("recording*"))
+    assert [load_codes(cut).shape[0] for cut in read_shards(OUT, "train")] == [8] * 6
+    assert all(cut.load_audio().any() for cut in read_shards(OUT, "test"))
+
+
 @pytest.mark.parametrize("field", ["cuts.000000.jsonl", "codes.000001.tar", "recording.000000.tar"])
 @pytest.mark.parametrize("damage", ["flipped", "short", "missing"])
 def test_a_damaged_shard_is_named(codec: CountingCodec, field: str, damage: str) -> None:
@@ -140,15 +188,16 @@ def test_flac_is_byte_stable_and_lossless() -> None:
     import soundfile
 
     samples = np.random.default_rng(0).integers(-32768, 32767, 10_000).astype(np.int16)
-    first = shards.flac_bytes(samples, 24_000)
-    assert first == shards.flac_bytes(samples.copy(), 24_000)
+    first = tokenizer.flac_bytes(samples, 24_000)
+    assert first == tokenizer.flac_bytes(samples.copy(), 24_000)
     assert np.array_equal(soundfile.read(io.BytesIO(first), dtype="int16")[0], samples)
 
 
 def test_bundled_codec(codec: CountingCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     from valle2.codec import load_codec
 
-    monkeypatch.setattr(shards, "load_codec", load_codec)
+    for module in (stage, tokenizer):
+        monkeypatch.setattr(module, "load_codec", load_codec)
     tokenize(PARAMETERS)
     codes = [load_codes(cut) for cut in read_shards(OUT, "test")]
     assert all(item.min() >= 0 and item.max() < 1024 for item in codes)

@@ -1,7 +1,6 @@
 """Segments: checked word times, every sample accounted for, and a killed run that goes on to the same bytes."""
 
 import itertools
-import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from lhotse import MonoCut
 
-from tests.corpora import config, declare_speakers, rows, tone, write_audio, write_rows
+from tests.corpora import config, declare_speakers, record_voices, rows, tone, write_audio, write_rows
 from valle2.aligner import Sentence, Word, load_aligner
 from valle2.asr import Window
 from valle2.config.transcribe import TranscribeConfig
@@ -250,7 +249,9 @@ def test_given_text_is_shared_out_as_it_was_recognised() -> None:
 
 @pytest.mark.slow
 def test_numbers_of_workers_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_spoken_corpus(tmp_path, monkeypatch, ["ann", "bob"])
+    monkeypatch.chdir(tmp_path)
+    record_voices(tmp_path, ["ann", "bob"])
+    ingest(config())
     digests = []
     for threads in (1, 2):
         monkeypatch.setenv("VALLE2_HOME", str(tmp_path / f"home{threads}"))
@@ -297,25 +298,11 @@ def test_without_ingest_the_command_is_named(tmp_path: Path, monkeypatch: pytest
         transcribe(config())
 
 
-def make_spoken_corpus(folder: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
-    """Ingest a recording of two sentences by each voice, with the truth beside."""
-    from demo.corpus import SAMPLE_RATE, make_voice, record
-
-    monkeypatch.chdir(folder)
-    said = ["The doctor sees a red house in the kitchen.", "Peter holds three small birds."]
-    declare_speakers(folder, names)
-    truth = []
-    for index, name in enumerate(names):
-        spoken = record(make_voice(3 + index), said, np.random.default_rng(index))
-        write_audio(folder / f"data/audio/{name}/a.wav", spoken.samples, SAMPLE_RATE)
-        truth.append(json.dumps({"recording": f"{name}/a.wav", "segments": [{"text": text} for text in said]}) + "\n")
-    Path("data/truth.jsonl").write_text("".join(truth))
-    ingest(config())
-
-
 @pytest.mark.slow
 def test_real_whisperx_on_a_voice_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_spoken_corpus(tmp_path, monkeypatch, ["ann"])
+    monkeypatch.chdir(tmp_path)
+    record_voices(tmp_path, ["ann"])
+    ingest(config())
     result = transcribe(config())
     assert result.facts["wer"] < 0.5
     assert accounted()[0] == accounted()[1]

@@ -53,7 +53,7 @@ def _stage(stage: Stage, config: Config) -> StageResult:
 
             return curate(config)
         case "tokenize":
-            from valle2.shards import tokenize
+            from valle2.corpus.tokenize import tokenize
 
             return tokenize(config)
         case "train-ar":

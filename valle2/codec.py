@@ -1,7 +1,7 @@
 """EnCodec: waveform to codes and back. The only importer of the encodec package.
 
 Three kinds of weights give the same `Codec`: the small ones bundled under `demo/models/encodec`, the genuine
-`encodec_24khz`, and a folder or file of either format. What is done with codes starts in `valle2.shards`.
+`encodec_24khz`, and a folder or file of either format. What is done with codes starts in `valle2.corpus.tokenizer`.
 """
 
 import hashlib

@@ -3,14 +3,21 @@
 from pydantic import Field
 
 from valle2.config.runtime import Runtime
-from valle2.config.section import PositiveCount, Section
+from valle2.config.section import Positive, Section
+from valle2.config.workers import RayConfig
 
 
 class TokenizeConfig(Section):
     """EnCodec codes in Shar."""
 
     codec: str = Field("bundled", description="`bundled`, `encodec_24khz`, or a path to weights (4.1.1)")
-    cuts_per_shard: PositiveCount = Field(200, description="cuts per tar")
+    shard_mb: Positive = Field(400, description="10^6 bytes from which a shard is complete; about 4 h of speech")
+    part_seconds: Positive = Field(
+        300, description="s of audio that one worker does at a time: what is in memory, and what a crash repeats"
+    )
+    store_audio: bool = Field(
+        True, description="keep train's audio beside its codes; that of dev and test is always kept"
+    )
 
 
 class TokenizeParams(Section):
@@ -18,3 +25,4 @@ class TokenizeParams(Section):
 
     runtime: Runtime = Runtime()
     tokenize: TokenizeConfig = TokenizeConfig()
+    ray: RayConfig = RayConfig()

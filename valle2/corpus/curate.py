@@ -2,7 +2,7 @@
 
 What is measured is in `valle2.corpus.measurer`. Each segment is dropped for the first rule that it breaks
 (`valle2.corpus.rules`), and for repeating the text or the sound of a kept one; the funnel tells to the sample
-where every hour that was taken in has gone. Next: `valle2.shards`.
+where every hour that was taken in has gone. Next: `valle2.corpus.tokenize`.
 """
 
 import shutil

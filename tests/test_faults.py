@@ -1,0 +1,130 @@
+"""Stages that are killed, or whose disk is full: the same bytes in the end, and a sentence that tells what to do."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.corpora import record_voices
+from valle2.stage import tree_sha256
+
+STAGES = ("ingest", "transcribe", "curate", "tokenize")
+NAMES = ["ann", "bob", "cal", "dan"]
+KILLS = 10
+PARAMETERS = {
+    "runtime": {"num_threads": 2},
+    "transcribe": {"shard_seconds": 8},
+    "curate": {"min_dnsmos": 1.0, "test_speakers": ["ann"], "dev_speakers": ["bob"], "vocab_size": 60},
+    "tokenize": {"part_seconds": 4, "shard_mb": 0.2},
+}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def start(stage: str, folder: Path) -> subprocess.Popen[str]:
+    """The command as a user runs it, in a process group of its own."""
+    environment = {
+        **os.environ, "VALLE2_HOME": str(folder / "home"), "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "valle2.cli", stage]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+
+
+def run(stage: str, folder: Path) -> tuple[int, str]:
+    with start(stage, folder) as process:
+        _, errors = process.communicate()
+    return process.returncode, errors
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """A workspace in which every stage has run undisturbed, and the seconds that each took."""
+    folder = tmp_path_factory.mktemp("whole")
+    record_voices(folder, NAMES, pairs=2)
+    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMETERS))
+    seconds = {}
+    for stage in STAGES:
+        began = time.monotonic()
+        code, errors = run(stage, folder)
+        assert code == 0, errors
+        seconds[stage] = time.monotonic() - began
+    return folder, seconds
+
+
+def before(stage: str, whole: Path, folder: Path) -> Path:
+    """A workspace in which this stage is next."""
+    shutil.copytree(whole / "data", folder / "data")
+    shutil.copy(whole / "params.yaml", folder)
+    for earlier in STAGES[: STAGES.index(stage)]:
+        shutil.copytree(whole / "artifacts" / earlier, folder / "artifacts" / earlier)
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_ten_times_the_bytes_are_the_same(
+    stage: str, whole: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    undisturbed, seconds = whole
+    folder = before(stage, undisturbed, tmp_path)
+    draw = random.Random(stage)
+    for _ in range(KILLS):
+        with start(stage, folder) as process:
+            time.sleep(draw.uniform(0.2, 1.0) * seconds[stage])
+            process.send_signal(signal.SIGKILL)
+    code, errors = run(stage, folder)
+    assert code == 0, errors
+    output = Path("artifacts") / stage
+    assert relative_digest(folder, output) == relative_digest(undisturbed, output)
+    assert not (folder / "artifacts/.partial" / stage).exists()
+
+
+def relative_digest(folder: Path, path: Path) -> str:
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        return tree_sha256(path)
+    finally:
+        os.chdir(here)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 128 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no right to mount a tmpfs here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
+    stage: str, whole: tuple[Path, dict[str, float]], tmp_path: Path, small_disk: Path
+) -> None:
+    undisturbed, _ = whole
+    folder = before(stage, undisturbed, tmp_path)
+    (folder / "artifacts/.partial").mkdir(parents=True)
+    (small_disk / "filler").write_bytes(bytes(124 << 10))
+    (folder / "artifacts/.partial" / stage).symlink_to(small_disk / stage)
+    (small_disk / stage).mkdir()
+    code, errors = run(stage, folder)
+    assert code == 2, errors
+    assert "Traceback" not in errors
+    assert "no space left" in errors
+    assert not (folder / "artifacts" / stage).exists()
+    (folder / "artifacts/.partial" / stage).unlink()
+    assert run(stage, folder)[0] == 0
+    output = Path("artifacts") / stage
+    assert relative_digest(folder, output) == relative_digest(undisturbed, output)
