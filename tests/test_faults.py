@@ -29,10 +29,11 @@ PARAMETERS = {
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def start(stage: str, folder: Path) -> subprocess.Popen[str]:
-    """The command as a user runs it, in a process group of its own."""
+def start(stage: str, folder: Path, **more: str) -> subprocess.Popen[str]:
+    """The command as a user runs it."""
     environment = {
         **os.environ, "VALLE2_HOME": str(folder / "home"), "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1",
+        **more,
     }  # fmt: skip
     command = [sys.executable, "-m", "valle2.cli", stage]
     return subprocess.Popen(
@@ -128,3 +129,33 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
     assert run(stage, folder)[0] == 0
     output = Path("artifacts") / stage
     assert relative_digest(folder, output) == relative_digest(undisturbed, output)
+
+
+def test_a_cluster_that_loses_a_node_gives_the_same_bytes(
+    whole: tuple[Path, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    undisturbed, _ = whole
+    folder = before("transcribe", undisturbed, tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        parts = folder / "artifacts/.partial/transcribe/parts"
+        with start("transcribe", folder, RAY_ADDRESS=str(cluster.address)) as process:
+            while process.poll() is None and not list(parts.glob("*.jsonl")):
+                time.sleep(0.1)
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        for stage in ("curate", "tokenize"):
+            with start(stage, folder, RAY_ADDRESS=str(cluster.address)) as process:
+                _, errors = process.communicate()
+            assert process.returncode == 0, errors
+    finally:
+        cluster.shutdown()
+    for stage in ("transcribe", "curate", "tokenize"):
+        output = Path("artifacts") / stage
+        assert relative_digest(folder, output) == relative_digest(undisturbed, output), stage
