@@ -227,6 +227,12 @@ def test_each_rule_is_broken_by_its_own_fact_alone(reason: str, changed: dict[st
     assert reason in [rule.__name__ for rule in RULES]
 
 
+def test_a_language_that_is_heard_counts_as_one_that_is_declared() -> None:
+    assert broken_rule(replace(GOOD, other_language=0.81), Thresholds()) == "language"
+    assert broken_rule(replace(GOOD, other_language=0.79), Thresholds()) == ""
+    assert broken_rule(GOOD, Thresholds(min_other_language=0)) == "", "nothing else was heard"
+
+
 def test_every_rule_is_tested() -> None:
     [mark] = test_each_rule_is_broken_by_its_own_fact_alone.pytestmark  # type: ignore[attr-defined]
     assert [case[0] for case in mark.args[1]] == [rule.__name__ for rule in RULES]

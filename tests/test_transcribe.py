@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import librosa
 import numpy as np
@@ -11,7 +12,7 @@ from lhotse import MonoCut
 
 from tests.corpora import config, declare_speakers, record_voices, rows, tone, write_audio, write_rows
 from valle2.aligner import Sentence, Word, load_aligner
-from valle2.asr import Window
+from valle2.asr import Asr, Window
 from valle2.config.transcribe import TranscribeConfig
 from valle2.corpus import transcriber as module
 from valle2.corpus.given_text import give_text
@@ -200,6 +201,38 @@ def test_what_is_new_alone_is_transcribed(workspace: Path, monkeypatch: pytest.M
     assert [row for row in after if row["recording"]["id"] != first["id"]] == [
         row for row in before if row["recording"]["id"] != first["id"]
     ]
+
+
+class Multilingual:
+    """What `Asr` asks of WhisperX's pipeline; takes a loud voice for German."""
+
+    def __init__(self, is_multilingual: bool) -> None:
+        self.model = SimpleNamespace(
+            model=SimpleNamespace(is_multilingual=is_multilingual, detect_language=self.detect_language),
+            encode=lambda features: features,
+        )
+
+    def preprocess(self, asked: dict[str, np.ndarray]) -> dict[str, float]:
+        return {"inputs": float(np.abs(asked["inputs"]).max())}
+
+    def detect_language(self, loudness: float) -> list[list[tuple[str, float]]]:
+        return [[("<|de|>" if loudness > 0.5 else "<|en|>", 0.9), ("<|fr|>", 0.1)]]
+
+
+def test_the_language_is_that_of_the_longest_window(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loud = Asr(Multilingual(is_multilingual=True), 8.0, 4)
+    quiet, noisy = np.full(32_000, 0.1, np.float32), np.full(16_000, 0.9, np.float32)
+    assert loud.identify_language(noisy) == ("de", 0.9)
+    assert Asr(Multilingual(is_multilingual=False), 8.0, 4).identify_language(noisy) is None
+    monkeypatch.setattr(Listener, "find_speech", lambda self, waveform: [(0.3, 1.8), (2.0, 5.0)])
+    monkeypatch.setattr(
+        Listener, "identify_language", lambda self, wave: loud.identify_language(quiet if len(wave) > 24_000 else noisy),
+        raising=False,
+    )  # fmt: skip
+    transcribe(config(transcribe={"identify_language": True}))
+    assert {
+        (row["custom"]["heard_language"], row["custom"]["heard_language_probability"]) for row in rows(SEGMENTS)
+    } == {("en", 0.9)}
 
 
 def test_units_hold_recordings_in_order_and_stretches_of_long_ones() -> None:
