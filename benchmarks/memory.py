@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> Sequence[Figure]:
             parameters = {
                 "runtime": {"num_threads": options.threads},
                 "transcribe": {kind: str(root / "demo/models" / own) for kind, own in MODELS.items()},
-                "curate": {"min_dnsmos": 1.0, "min_logprob": -100, "test_speakers": 1, "dev_speakers": 1, "vocab_size": 60},
+                "curate": {"min_dnsmos": 1.0, "test_speakers": 1, "dev_speakers": 1, "vocab_size": 60},
                 "tokenize": {"codec": str(root / "demo/models/encodec")},
             }  # fmt: skip
             (folder / "params.yaml").write_text(yaml.safe_dump(parameters))

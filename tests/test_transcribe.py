@@ -225,14 +225,14 @@ def test_the_language_is_that_of_the_longest_window(workspace: Path, monkeypatch
     assert loud.identify_language(noisy) == ("de", 0.9)
     assert Asr(Multilingual(is_multilingual=False), 8.0, 4).identify_language(noisy) is None
     monkeypatch.setattr(Listener, "find_speech", lambda self, waveform: [(0.3, 1.8), (2.0, 5.0)])
-    monkeypatch.setattr(
-        Listener, "identify_language", lambda self, wave: loud.identify_language(quiet if len(wave) > 24_000 else noisy),
-        raising=False,
-    )  # fmt: skip
+
+    def identify(self: Listener, wave: np.ndarray) -> tuple[str, float] | None:
+        return loud.identify_language(quiet if len(wave) > 24_000 else noisy)
+
+    monkeypatch.setattr(Listener, "identify_language", identify, raising=False)
     transcribe(config(transcribe={"identify_language": True}))
-    assert {
-        (row["custom"]["heard_language"], row["custom"]["heard_language_probability"]) for row in rows(SEGMENTS)
-    } == {("en", 0.9)}
+    found = [row["custom"] for row in rows(SEGMENTS)]
+    assert {(facts["heard_language"], facts["heard_language_probability"]) for facts in found} == {("en", 0.9)}
 
 
 def test_units_hold_recordings_in_order_and_stretches_of_long_ones() -> None:
