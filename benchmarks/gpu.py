@@ -1,9 +1,10 @@
-"""Decoding on a GPU: real-time factors in bfloat16, the share of the memory's bandwidth, and CUDA against the CPU.
+"""Decoding and training on a GPU: speed in bfloat16, shares of what the hardware allows, and CUDA against the CPU.
 
 python -m benchmarks.gpu
 
-It needs torch, numpy and this repository, nothing else, so that it runs on a machine that has no more. Real-time
-factors are those of AR and NAR; the codec, which needs packages of its own, is not in them.
+It needs torch, numpy and this repository, nothing else, so that it runs on a machine that has no more; compiled
+training wants a C++ compiler too, and is left out where there is none. Real-time factors are those of AR and NAR; the
+codec, which needs packages of its own, is not in them. Training is in `benchmarks.gpu_training`.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from functools import partial
 import torch
 
 import benchmarks.bare  # noqa: F401  before the model is imported
+from benchmarks.gpu_training import training
 from benchmarks.report import Figure, main
 from benchmarks.timing import (
     FRAME_RATE,
@@ -43,7 +45,9 @@ def run(options: argparse.Namespace) -> Sequence[Figure]:
         raise SystemExit("no CUDA device here; this benchmark wants one (--device cpu tries the script alone)")
     # float32 is to mean float32 where CUDA is compared with the CPU.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    return [*compared(options, device), *speeds(options, device)]
+    with torch.inference_mode(False):
+        trained = training(options, device)
+    return [*compared(options, device), *speeds(options, device), *trained]
 
 
 def compared(options: argparse.Namespace, device: torch.device) -> list[Figure]:
@@ -147,4 +151,4 @@ def timed(device: torch.device, work: Callable[[], object], options: argparse.Na
 
 
 if __name__ == "__main__":
-    main("Decoding on a GPU", run, device="cuda", seconds=10.0)
+    main("Decoding and training on a GPU", run, device="cuda", seconds=10.0, frames=24000.0, largest=256000.0)

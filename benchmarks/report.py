@@ -39,12 +39,15 @@ class Figure:
         return self.value >= self.wanted if self.at_least else self.value <= self.wanted
 
 
-def main(title: str, run: Callable[[argparse.Namespace], Sequence[Figure]], **more: str | float) -> None:
+def main(
+    title: str, run: Callable[[argparse.Namespace], Sequence[Figure]], *, training: bool = False, **more: str | float
+) -> None:
     """Read the options that all benchmarks share, run one, and report.
 
     Args:
         title: Of the report.
         run: What measures.
+        training: Whether it needs gradients.
         more: Further options and their defaults.
     """
     parser = argparse.ArgumentParser(description=title)
@@ -58,7 +61,7 @@ def main(title: str, run: Callable[[argparse.Namespace], Sequence[Figure]], **mo
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    with torch.inference_mode():
+    with torch.inference_mode(not training):
         figures = run(options)
     name = Path(parser.prog).stem if parser.prog != "__main__.py" else "benchmark"
     report(title, name, figures, options)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,8 @@ from valle2.errors import FlowError
 GRACE = 10.0
 """Seconds between asking a command to end and making it end."""
 LINES_KEPT = 50
+_running: set[int] = set()
+"""Process groups of the commands that run."""
 
 
 def command_environment(workspace: Path, home: Path, run: str) -> dict[str, str]:
@@ -59,6 +62,7 @@ def run_command(
         command, shell=True, cwd=workspace, env=environment, text=True, errors="replace", start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+    _running.add(process.pid)
     try:
         on_start(process.pid)
         assert process.stdout is not None
@@ -68,18 +72,31 @@ def run_command(
         code = process.wait()
     finally:
         end_group(process.pid, process)
+        _running.discard(process.pid)
     if code:
         raise FlowError(_last_sentence(command, code, kept))
 
 
-def end_group(group: int, process: "subprocess.Popen[str] | None" = None) -> None:
-    """End a process group: ask, wait a while, then kill. One that has ended is no error."""
+def end_group(group: int, process: "subprocess.Popen[str]") -> None:
+    """End a process group: ask, wait a while for all of it, then kill. One that has ended is no error.
+
+    A training's command passes the request on to its job, which then ends by itself, however long its checkpoint takes.
+    """
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGTERM)
-        if process is not None:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE)
+        until = time.monotonic() + GRACE
+        while time.monotonic() < until:
+            process.poll()  # a shell may end before its command
+            os.killpg(group, 0)
+            time.sleep(0.05)
         os.killpg(group, signal.SIGKILL)
+
+
+def end_all() -> None:
+    """Ask all commands of this process to end, those in other threads too: a run that is cancelled has several."""
+    for group in tuple(_running):
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGTERM)
 
 
 def _last_sentence(command: str, code: int, lines: deque[str]) -> str:

@@ -10,14 +10,14 @@ from flows.session import session
 from flows.store import push
 from flows.workspace import Workspace
 
-TARGET = "tokenize"
+TARGET = "data-report"
 EVENT = "valle2.ingest.completed"
 """What `infra.automations` triggers retraining by."""
 
 
 @flow(persist_result=False)
 def ingest(revision: str = "HEAD", params: str | None = None, data: str | None = None) -> str:
-    """Bring the shards up to date.
+    """Bring the shards, and the report on them, up to date.
 
     Args:
         revision: Branch, tag or commit to run at.
@@ -35,7 +35,7 @@ def ingest(revision: str = "HEAD", params: str | None = None, data: str | None =
 
 
 def run_data_half(space: Workspace, runs: Runs) -> None:
-    """Push and verify `data/`, then bring the stages up to the shards up to date."""
+    """Push and verify `data/`, then bring the shards and the report on them up to date."""
     push(space.root, "data.dvc")
     space.commit(f"data: {data_digest(space.root)}\n\nRun: {space.run}")
     run_stages(space, TARGET, runs)

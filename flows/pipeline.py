@@ -22,6 +22,7 @@ from dvc.stage.cache import RunCacheNotFoundError
 from flows.disk import FULL, free_bytes, is_full, no_space
 from valle2.config.params import Config
 from valle2.errors import ConfigError, FlowError
+from valle2.launch.job import JOBS
 
 _one_at_a_time = threading.RLock()
 
@@ -74,6 +75,23 @@ def upstream(repo: Repo, stage: PipelineStage) -> list[str]:
     return sorted(other.name for other in successors if isinstance(other, PipelineStage))
 
 
+def needed(root: Path, target: str) -> dict[str, list[str]]:
+    """A stage and all that it needs, in DVC's order; each with the names of those whose outputs it reads.
+
+    Raises:
+        FlowError: dvc.yaml has no such stage.
+    """
+    with dvc_repository(root) as repo:
+        needs = {stage.name: upstream(repo, stage) for stage in stage_order(repo)}
+    if target not in needs:
+        raise FlowError(f"dvc.yaml has no stage {target} at this revision; it has {', '.join(needs)}")
+    wanted = {target}
+    for name in reversed(needs):
+        if name in wanted:
+            wanted.update(needs[name])
+    return {name: needs[name] for name in needs if name in wanted}
+
+
 def find(repo: Repo, name: str) -> PipelineStage:
     """A stage by name."""
     return next(stage for stage in stage_order(repo) if stage.name == name)
@@ -94,6 +112,8 @@ def restore(root: Path, name: str) -> bool:
         with lock_repo(repo):
             if not stage.changed():
                 return True
+            if (root / JOBS / name / "job.json").is_file():
+                return False  # its job may have finished unwatched: the outputs are then there, and nowhere else
             stage.remove_outs(ignore_remove=False, force=False)
             try:
                 repo.stage_cache.restore(stage, pull=True)

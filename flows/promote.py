@@ -21,6 +21,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import Pause
 
 from flows.approval import Approval, Decision, ask
+from flows.pipeline import needed
 from flows.runner import Runs, lineage_store, run_stages
 from flows.session import session
 from flows.workspace import Workspace
@@ -54,10 +55,12 @@ def decide(space: Workspace, runs: Runs) -> None:
     config = space.config
     metrics = json.loads((space.root / output(EVALUATE) / "metrics.json").read_text())
     verdict = judge(metrics, config.gate)
-    version, is_new = _known(space, runs.digests(), verdict), False
+    # Only what the model is made of: the same model is the same version, whatever else a run reported on.
+    stages = {name: runs.digests()[name] for name in needed(space.root, EVALUATE)}
+    version, is_new = _known(space, stages, verdict), False
     if version is None:
-        version, is_new = register(space, runs.digests(), verdict)
-        _note(space, runs.digests(), verdict, version)
+        version, is_new = register(space, stages, verdict)
+        _note(space, stages, verdict, version)
     name = f"{config.promote.model_name}/{version}"
     runs.decision.append(f"model    {name}{'' if is_new else ', already registered'}")
     if not verdict.passed:

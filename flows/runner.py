@@ -18,12 +18,14 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
-from flows.command import command_environment, run_command
-from flows.pipeline import commit, dvc_repository, find, read_lock, restore, stage_order, upstream
+from flows.command import command_environment, end_all, run_command
+from flows.pipeline import commit, dvc_repository, find, needed, read_lock, restore, upstream
+from flows.progress import StageProgress
 from flows.store import push
 from flows.workspace import Workspace
 from valle2.errors import FlowError
-from valle2.stage import file_sha256
+from valle2.stage import ARTIFACTS, file_sha256, write_json
+from valle2.throughput import RATE
 from valle2.tracking import environment
 from valle2.trust.lineage import Code, LineageStore, StageRecord, stage_key
 from valle2.types import Seconds
@@ -43,6 +45,8 @@ class StageRun:
     """The run that made the outputs."""
     record: str = ""
     """Digest of its lineage record."""
+    audio_rate: float | None = None
+    """Hours of audio per hour, of a data stage that ran."""
 
 
 @dataclass
@@ -103,6 +107,9 @@ def _execute(space: Workspace, names: list[str], runs: Runs) -> dict[str, tuple[
             outcomes[name] = _tell_failure(name, runs, future.result)
         except StageError as error:
             failure = error
+        except BaseException:  # cancelled: the commands' own threads do not hear of it
+            end_all()
+            raise
     if failure:
         raise failure
     return outcomes
@@ -119,7 +126,7 @@ def _tell_failure(name: str, runs: Runs, outcome: Any) -> tuple[float, float]:
 
 @task(task_run_name="{name}", persist_result=False, cache_policy=NO_CACHE)
 def execute(space: Workspace, name: str) -> tuple[float, float]:
-    """Run a stage's command; its lines go to the terminal and to Prefect.
+    """Run a stage's command; its lines go to the terminal and to Prefect, as its log and as its progress.
 
     Args:
         space: Where.
@@ -132,13 +139,17 @@ def execute(space: Workspace, name: str) -> tuple[float, float]:
     with dvc_repository(space.root) as repo:
         command = str(find(repo, name).cmd)
 
-    def tell(line: str) -> None:
-        print(f"  {line}" if line.startswith(name) else f"  {name}: {line}", flush=True)
-        logger.info("%s", line)
-
     print(f"{name}: running `{command}`", flush=True)
     start = time.time()
-    run_command(command, space.root, command_environment(space.root, space.home, space.run), tell, space.note_child)
+    variables = command_environment(space.root, space.home, space.run)
+    with StageProgress(name) as shown:
+
+        def tell(line: str) -> None:
+            print(f"  {line}" if line.startswith(name) else f"  {name}: {line}", flush=True)
+            logger.info("%s", line)
+            shown.tell(line)
+
+        run_command(command, space.root, variables, tell, space.note_child)
     return start, time.time()
 
 
@@ -163,11 +174,21 @@ def conclude(space: Workspace, name: str, ran: tuple[float, float] | None) -> St
     seconds = ran[1] - ran[0] if ran else 0.0
     space.commit(f"{name}: {state}, {record.figure}\n\nRun: {space.run}\nLineage: {record.digest}")
     if ran is None:
+        _recall(space, name, record)
         print(f"{name}: cached, made by run {record.run}", flush=True)
     else:
         size = f"{pushed.num_objects} objects, {pushed.num_bytes / 1e6:.1f} MB"
         print(f"{name}: {size} pushed and verified at the remote", flush=True)
-    return StageRun(name, state, seconds, record.figure, record.run, record.digest)
+    per_hour = record.facts.get(RATE) if ran else None
+    return StageRun(name, state, seconds, record.figure, record.run, record.digest, per_hour)
+
+
+def _recall(space: Workspace, name: str, record: StageRecord) -> None:
+    """Leave the log of the run that made a cached stage's outputs beside them, for what is told of them."""
+    path = space.root / ARTIFACTS / ".log" / f"{name}.json"
+    if not path.is_file():
+        seconds = (datetime.fromisoformat(record.finished) - datetime.fromisoformat(record.started)).total_seconds()
+        write_json(path, {"figure": record.figure, "seconds": seconds, "facts": record.facts})
 
 
 def _record(space: Workspace, name: str, ran: tuple[float, float], store: LineageStore) -> StageRecord:
@@ -201,7 +222,7 @@ def _environment(root: Path) -> dict[str, str]:
 
 
 def _log(root: Path, name: str) -> dict[str, Any]:
-    path = root / "artifacts" / ".log" / f"{name}.json"
+    path = root / ARTIFACTS / ".log" / f"{name}.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
@@ -211,14 +232,9 @@ def _iso(seconds: float) -> str:
 
 def _batches(root: Path, target: str, side_by_side: int, done: set[str]) -> Iterator[list[str]]:
     """The stages up to `target` in DVC's order, without those done, grouped where they don't need each other."""
-    with dvc_repository(root) as repo:
-        needs = {stage.name: upstream(repo, stage) for stage in stage_order(repo)}
-    wanted = {target}
-    for name in reversed(needs):
-        if name in wanted:
-            wanted.update(needs[name])
+    needs = needed(root, target)
     batch: list[str] = []
-    for name in (name for name in needs if name in wanted - done):
+    for name in (name for name in needs if name not in done):
         if batch and (len(batch) >= side_by_side or any(need in batch for need in needs[name])):
             yield batch
             batch = []

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"ran": "green", "cached": "cyan", "failed": "red"}
 REPORT = Path("artifacts/evaluate/report/index.html")
+DATA_REPORT = Path("artifacts/data-report/report.html")
 SAMPLES = Path("artifacts/evaluate/samples")
 REFERENCE = {".ground_truth", ".reconstruction", ".prompt"}
 """Samples that are not the model's."""
@@ -25,12 +26,13 @@ def show(space: "Workspace", runs: "Runs") -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=140)
     table = Table(title=f"run {space.run}", title_justify="left", show_edge=False, pad_edge=False)
-    for name in ("stage", "state", "time", "key figure"):
-        table.add_column(name, justify="right" if name == "time" else "left", overflow="fold")
+    for name in ("stage", "state", "time", "audio h/h", "key figure"):
+        table.add_column(name, justify="right" if name in ("time", "audio h/h") else "left", overflow="fold")
     for run in runs.stages:
         state = f"[{COLOURS[run.state]}]{run.state}[/]"
         figure = run.figure if run.state != "cached" else f"{run.figure} (made by run {run.made_by})"
-        table.add_row(run.stage, state, _clock(run.seconds) if run.state != "cached" else "", figure)
+        per_hour = "" if run.audio_rate is None else f"{run.audio_rate:g}"
+        table.add_row(run.stage, state, _clock(run.seconds) if run.state != "cached" else "", per_hour, figure)
     console.print()
     console.print(table)
     for line in runs.decision:
@@ -44,8 +46,9 @@ def _where(space: "Workspace") -> list[str]:
     lines = []
     shown = space.home / "latest" if space.is_latest else space.root
     samples = [path for path in sorted((space.root / SAMPLES).glob("*.wav")) if not REFERENCE & set(path.suffixes)]
-    if (space.root / REPORT).is_file():
-        lines.append(f"report   {_relative(shown / REPORT, space.origin)}")
+    for name, page in (("data", DATA_REPORT), ("report", REPORT)):
+        if (space.root / page).is_file():
+            lines.append(f"{name:8} {_relative(shown / page, space.origin)}")
     if samples:
         lines.append(f"sample   {_relative(shown / SAMPLES / samples[0].name, space.origin)}")
     if (space.home / "mlflow.db").is_file():

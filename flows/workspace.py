@@ -12,14 +12,14 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import psutil
 
-from flows.command import end_group
 from flows.disk import is_full, no_space
 from flows.git import git
 from flows.pipeline import complete_params, dvc_repository
@@ -159,10 +159,14 @@ def _take_up(folder: Path, key: str, origin: Path, home: Path) -> tuple[Workspac
 
 
 def _end_orphan(child: dict[str, float]) -> None:
-    """End the command of a run that was killed: it would write where the next one does."""
+    """End the command of a run that was killed: it would write where the next one does.
+
+    Not by SIGTERM, which a training's command passes on to its job: that goes on, and the next command finds it.
+    """
     pid = int(child.get("pid", 0))
     if pid and psutil.pid_exists(pid) and abs(psutil.Process(pid).create_time() - child["started"]) < 1:
-        end_group(pid)
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 def _lock(root: Path) -> int | None:

@@ -1,6 +1,7 @@
 """The benchmark for GPUs runs where there is nothing but torch, numpy and the repository."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ class Bare(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         top = name.partition(".")[0]
-        if top in allowed or top in sys.stdlib_module_names:
+        if top in allowed or top in sys.stdlib_module_names or top.startswith("_sysconfigdata"):
             return PathFinder.find_spec(name, path, target)
         return None
 
@@ -32,13 +33,16 @@ def test_the_gpu_benchmark_needs_torch_and_numpy_alone(tmp_path: Path) -> None:
     script = BARE.replace("ALLOWED", repr(NEEDED_BY_TORCH))
     done = subprocess.run(
         [sys.executable, "-c", script, "--device", "cpu", "--layers", "1", "--dim", "64", "--seconds", "0.2",
-         "--repeats", "1", "--out", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True,
+         "--repeats", "1", "--frames", "100", "--largest", "200", "--out", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"CXX": "no-such-compiler"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "NAR is not compiled: `train_nar.compile` is true and there is no C++ compiler" in done.stdout
     assert "no plot: matplotlib is not installed" in done.stdout
     figures = {row["name"]: row for row in json.loads((tmp_path / "gpu.json").read_text())["figures"]}
     assert figures["codes of the NAR model the same on both devices"]["value"] == 1
+    assert figures["training NAR: frames a second"]["value"] > 0
+    assert figures["training AR: largest batch"]["value"] > 100
     assert figures["G = 8, batch 64: real-time factor"]["value"] > 0
     assert all(row["reached"] in (True, None) for row in figures.values())
 

@@ -53,6 +53,18 @@ def test_no_file_and_no_yaml_are_one_sentence(tmp_path: Path) -> None:
         load_config(broken)
 
 
+def test_a_size_is_another_way_to_write_its_fields() -> None:
+    written = {"num_layers": 12, "dim": 1024, "num_heads": 16, "ffn_dim": 4096}
+    by_name, by_field = (
+        parse_config({"model": {"ar": fields}}).model.ar.model_dump() for fields in ({"size": "base"}, written)
+    )
+    assert by_name == by_field and "size" not in by_name
+    small = parse_config({"model": {"nar": {"size": "small", "num_layers": 4}}}).model.nar
+    assert (small.num_layers, small.dim, small.num_heads, small.ffn_dim) == (4, 256, 4, 1024)
+    with pytest.raises(ConfigError, match=r"`model.ar.size` is 'bsae': input should be 'small' or 'base'"):
+        parse_config({"model": {"ar": {"size": "bsae"}}})
+
+
 def test_the_tree_is_frozen() -> None:
     config = Config()
     with pytest.raises(ValidationError):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +18,9 @@ from valle2.config.params import Config
 from valle2.corpus import curate as module
 from valle2.corpus import measurer, quality, sound
 from valle2.corpus.curate import curate
+from valle2.corpus.fingerprint import bit_error, duplicate_groups
 from valle2.corpus.rules import RULES, Facts, broken_rule
-from valle2.corpus.splits import check_leakage, split_speakers
+from valle2.corpus.splits import check_leakage, split_speakers, together
 from valle2.errors import ConfigError, SourceError
 from valle2.stage import tree_sha256
 
@@ -128,24 +130,53 @@ def test_a_name_that_is_not_there_is_told(workspace: list[MonoCut]) -> None:
         curate(parameters(test_speakers=["zoe"]))
 
 
+def alone(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Each with a recording of its own."""
+    return [(name, name) for name in names]
+
+
 def test_too_few_speakers() -> None:
     with pytest.raises(ConfigError, match="leave none for train"):
-        split_speakers(["a", "b"], 1, 1, seed=0)
+        split_speakers(alone("ab"), 1, 1, seed=0)
     with pytest.raises(ConfigError, match="asks for 3 speakers and 2 of 2 are free"):
-        split_speakers(["a", "b"], 3, 0, seed=0)
+        split_speakers(alone("ab"), 3, 0, seed=0)
     with pytest.raises(ConfigError, match="in test already"):
-        split_speakers(["a", "b", "c"], ("a",), ("a",), seed=0)
+        split_speakers(alone("abc"), ("a",), ("a",), seed=0)
 
 
 def test_drawn_speakers_do_not_depend_on_order_or_company() -> None:
     names = [f"speaker {index}" for index in range(50)]
-    drawn = split_speakers(names, 5, 5, seed=1)
-    assert split_speakers(names[::-1], 5, 5, seed=1) == drawn
-    assert split_speakers(names, 5, 5, seed=2) != drawn
+    drawn = split_speakers(alone(names), 5, 5, seed=1)
+    assert split_speakers(alone(names[::-1]), 5, 5, seed=1) == drawn
+    assert split_speakers(alone(names), 5, 5, seed=2) != drawn
     without = next(name for name in names if drawn[name] == "train")
-    assert split_speakers([name for name in names if name != without], 5, 5, seed=1) == {
+    assert split_speakers(alone(name for name in names if name != without), 5, 5, seed=1) == {
         name: split for name, split in drawn.items() if name != without
     }
+
+
+def test_who_speaks_in_one_recording_is_in_one_split() -> None:
+    talks = [("a", "1"), ("b", "1"), ("b", "2"), ("c", "2"), ("d", "3"), ("e", "4"), ("f", "4"), ("g", "5")]
+    assert together(talks)["c"] == ("a", "b", "c") and together(talks[::-1]) == together(talks)
+    named = split_speakers(talks, ("a",), ("e",), seed=0)
+    assert named == dict(zip("abcdefg", ["test"] * 3 + ["train"] + ["dev"] * 2 + ["train"], strict=True))
+    for seed in range(20):
+        drawn = split_speakers(talks, 2, 1, seed=seed)
+        assert len({drawn[name] for name in "abc"}) == len({drawn[name] for name in "ef"}) == 1
+        assert list(drawn.values()).count("test") == 2 and "dev" in drawn.values()
+    assert split_speakers(talks[:5], 0, 2, seed=0)["d"] == "dev", "who fits"
+    assert split_speakers(talks[5:7] + talks[:4], 0, 1, seed=0)["f"] == "dev", "else the fewest"
+    with pytest.raises(ConfigError, match=r"dev_speakers` names c, who are in test already.* share a recording"):
+        split_speakers(talks, ("a",), ("c",), seed=0)
+
+
+def test_a_recording_of_two_speakers_is_not_torn_apart(workspace: list[MonoCut]) -> None:
+    for cut in workspace[6:9]:
+        cut.custom["sha256"] = "ann"
+    write(workspace)
+    curate(parameters())
+    assert {row["supervisions"][0]["speaker"] for row in rows("artifacts/curate/test.jsonl")} == {"ann", "cal"}
+    assert funnel()["disjoint"]["recordings"] == 3
 
 
 @pytest.mark.parametrize("kind", ["speaker", "recording", "utterance", "sentence", "duplicate group"])
@@ -172,6 +203,21 @@ def test_the_same_sound_in_another_file_is_dropped(workspace: list[MonoCut]) -> 
     assert funnel()["sources"]["tones"]["dropped"]["duplicate_audio"]["count"] == 1
     curate(parameters())
     assert "duplicate_audio" not in funnel()["dropped"]
+
+
+def test_sound_that_is_less_alike_is_the_same_only_with_the_same_words() -> None:
+    rng = np.random.default_rng(0)
+    clip = rng.integers(0, 2**32, 200, dtype=np.uint32)
+    alike = clip ^ np.where(rng.random((200, 32)) < 0.18, np.uint32(1) << np.arange(32, dtype=np.uint32), 0).sum(
+        1, dtype=np.uint32
+    )
+    alike[::20] = clip[::20]
+    assert 0.125 < bit_error(clip, alike, 0) < 0.25
+    said = "the farmer gently carries it tomorrow"
+    for other, group in ((said, 0), (f"and {said}", 0), ("the farmer gently sells it today", 1)):
+        assert duplicate_groups([clip, alike], [said, other], 0.25) == [0, group]
+    assert duplicate_groups([clip, clip], [said, "nothing like it"], 0.25) == [0, 0]
+    assert duplicate_groups([clip, clip], [said, said], 0.0) == [0, 1]
 
 
 def test_numbers_of_workers_change_no_byte(workspace: list[MonoCut], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def test_documented_command_exists(page: str, line: str) -> None:
             parse(valle2_app, "valle2", rest)
         case ["python", "-m", "flows", *rest]:
             parse(flows_app, "flows", rest)
-        case ["python", "-m", module]:
+        case ["python", "-m", module, *_]:
             assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{page}: there is no module {module}"
         case [program, *_]:
             assert program in OTHERS, f"{page}: unknown program {program}"

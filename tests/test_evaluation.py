@@ -21,7 +21,7 @@ from valle2.evaluation.metrics import corpus_wer, ending, interval, similarity, 
 from valle2.evaluation.report import write_report
 from valle2.evaluation.summary import summarise
 from valle2.shards import read_manifest
-from valle2.stage import output
+from valle2.stage import file_sha256, output, write_json
 from valle2.training.loop import train
 from valle2.training.objective import AR, NAR, CodecFacts
 
@@ -142,7 +142,7 @@ def train_ten_steps(config) -> None:
         shutil.rmtree(output(name), ignore_errors=True)
         work = output(name).with_name(f"{name}.work")
         work.mkdir()
-        train(config, objective, work, Silent(), identity="test")
+        train(config, objective, work, Silent(), inputs={})
         (work / "out").rename(output(name))
 
 
@@ -230,8 +230,11 @@ def test_cases_are_spread_over_speakers_and_prompts_are_other_utterances(evaluat
 def test_a_speaker_of_training_is_no_test_speaker(evaluated, tmp_path):
     shards = tmp_path / "tokenize"
     shutil.copytree(output("tokenize"), shards)
-    path = next((shards / "shards" / "train").glob("cuts.*.jsonl"))
+    path = shards / "shards" / "train" / "cuts.000000.jsonl"
     path.write_text(path.read_text().replace('"speaker": "ann"', '"speaker": "dee"'))
+    manifest = read_manifest(shards)
+    manifest["splits"]["train"]["shards"][0]["cuts"]["sha256"] = file_sha256(path)
+    write_json(shards / "manifest.json", manifest)
     with pytest.raises(EvaluationError, match="speaker dee is in the test and the train split"):
         choose_cases(shards, EvaluateConfig(), "en")
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.corpora import record_voices
+from tests.small_disk import small_disk
 from valle2.stage import tree_sha256
 
 STAGES = ("ingest", "transcribe", "curate", "tokenize")
@@ -99,27 +100,22 @@ def relative_digest(folder: Path, path: Path) -> str:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 128 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("no right to mount a tmpfs here")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """128 kB."""
+    with small_disk(tmp_path / "small", "128k") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
-    stage: str, whole: tuple[Path, dict[str, float]], tmp_path: Path, small_disk: Path
+    stage: str, whole: tuple[Path, dict[str, float]], tmp_path: Path, disk: Path
 ) -> None:
     undisturbed, _ = whole
     folder = before(stage, undisturbed, tmp_path)
     (folder / "artifacts/.partial").mkdir(parents=True)
-    (small_disk / "filler").write_bytes(bytes(124 << 10))
-    (folder / "artifacts/.partial" / stage).symlink_to(small_disk / stage)
-    (small_disk / stage).mkdir()
+    (disk / "filler").write_bytes(bytes(124 << 10))
+    (folder / "artifacts/.partial" / stage).symlink_to(disk / stage)
+    (disk / stage).mkdir()
     code, errors = run(stage, folder)
     assert code == 2, errors
     assert "Traceback" not in errors

@@ -1,5 +1,6 @@
 """The runner, the workspaces and the store, on real git and DVC with toy stages."""
 
+import json
 import os
 import signal
 import socket
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.pipeline import complete_params, dvc_repository, read_lock, stage_order
+from flows.pipeline import complete_params, dvc_repository, needed, read_lock, stage_order
 from flows.runner import StageError, _batches
 from flows.store import push
+from flows.summary import show
 from flows.workspace import Request, workspace
 from infra.services import port
 from tests.tiny import ROOT
@@ -66,6 +68,29 @@ def test_a_second_run_is_cached_and_names_the_run_that_made_it(toy: Path) -> Non
     _, runs = run_toy(toy, "second")
     assert {(run.state, run.made_by) for run in runs.stages} == {("cached", "first")}
     assert git(toy, "show", "run/first:dvc.lock") == git(toy, "show", "run/second:dvc.lock")
+
+
+def test_how_fast_a_stage_was_is_in_the_summary_and_kept_for_later_runs(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space, runs = run_toy(toy, "first", "ingest")
+    show(space, runs)
+    said = capsys.readouterr().out
+    assert "audio h/h" in said and "12.5" in said
+    again, cached = run_toy(toy, "second", "ingest")
+    log = json.loads((again.root / "artifacts" / ".log" / "ingest.json").read_text())
+    assert log["facts"]["audio_hours_per_hour"] == 12.5 and log["figure"] == "ingest of 5 steps"
+    assert cached.stages[0].audio_rate is None
+
+
+def test_a_stage_that_a_revision_does_not_have_is_named(toy: Path) -> None:
+    with pytest.raises(FlowError, match=r"dvc\.yaml has no stage data-report at this revision; it has ingest, "):
+        run_toy(toy, "first", "data-report")
+
+
+def test_a_model_is_made_of_the_stages_that_its_evaluation_needs() -> None:
+    assert tuple(needed(ROOT, "evaluate")) == tuple(stage for stage in STAGES if stage != "data-report")
+    assert tuple(needed(ROOT, "data-report")) == STAGES[: STAGES.index("data-report") + 1]
 
 
 def test_repro_by_hand_finds_nothing_to_do_after_a_run(toy: Path) -> None:

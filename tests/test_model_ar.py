@@ -93,6 +93,23 @@ def test_loss_is_mean_over_codes_and_a_whole_group_of_eos() -> None:
     assert model.loss(text, text_lengths, codes, lengths)["loss"].item() == pytest.approx(literal.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("group_size", [1, 2, 4])
+def test_the_loss_of_the_slots_is_that_of_the_frames_at_their_place_in_a_group(group_size: int) -> None:
+    model, (text, text_lengths, codes, lengths) = tiny(group_size), example()
+    figures = model.loss(text, text_lengths, codes, lengths, slots=True)
+    slots = torch.stack([figures[f"loss_slot_{slot}"] for slot in range(group_size)])
+    assert f"loss_slot_{group_size}" not in figures
+    torch.testing.assert_close(slots.mean(), figures["loss"])
+    assert "loss_slot_0" not in model.loss(text, text_lengths, codes, lengths)
+    if group_size > 1:
+        # The last frame of each group told right or wrong moves no other slot's loss: codes in a group are independent.
+        changed = codes.clone()
+        last = [int(length) - 1 for length in lengths]
+        changed[torch.arange(3), last] = (codes[torch.arange(3), last] + 1) % 50
+        other = model.loss(text, text_lengths, changed, lengths, slots=True)
+        assert not torch.isclose(other[f"loss_slot_{group_size - 1}"], slots[-1])
+
+
 def test_guidance_is_attention_to_the_next_word_and_knowledge_of_the_last() -> None:
     model = tiny()
     text, text_lengths, codes, lengths = example()

@@ -15,7 +15,8 @@ from valle2.evaluation.gate import judge
 from valle2.model_folder import write_bundle
 from valle2.registry import bundle_sha256, promote, register, reject, resolve, versions
 from valle2.stage import output
-from valle2.tracking import connect, tracking_uri, training_run
+from valle2.tracking import connect, tracking_uri
+from valle2.training_run import training_run
 from valle2.trust.lineage import ModelRecord
 from valle2.trust.signing import Keys
 
@@ -166,4 +167,7 @@ def test_a_killed_training_goes_on_in_its_run(bundle, tmp_path):
     assert run.data.params["model.group_size"] == "2"
     assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
     assert json.loads(run.inputs.dataset_inputs[0].dataset.source)["path"] == "artifacts/tokenize"
+    profile = json.loads(run.inputs.dataset_inputs[0].dataset.profile)
+    assert profile["segments"] == {"train": 8, "dev": 4, "test": 8} and profile["hours"]["train"] > 0
+    assert json.loads(run.inputs.dataset_inputs[0].dataset.schema)["frame_rate"] == 75
     assert tracking_uri().startswith("sqlite:///")

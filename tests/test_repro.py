@@ -42,5 +42,6 @@ def test_the_flow_and_repro_by_hand_give_the_same_lock(tmp_path: Path) -> None:
     assert "valle2/1" in said and "rejected by the gate" in said
 
     again = run(origin, *factory)
-    assert [f"{stage}: cached, made by run {branch.removeprefix('run/')}" in again for stage in STAGES] == [True] * 7
+    made_by = branch.removeprefix("run/")
+    assert not [stage for stage in STAGES if f"{stage}: cached, made by run {made_by}" not in again]
     assert "valle2/1, already registered" in again

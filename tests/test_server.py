@@ -23,7 +23,7 @@ import yaml
 
 from infra.services import Service, is_alive
 from tests import fabricated
-from tests.tiny import commit_all, copy_project
+from tests.tiny import ROOT, commit_all, copy_project
 from tests.toy import git
 from valle2.errors import ModelError
 from valle2.registry import resolve, versions
@@ -39,6 +39,7 @@ NEEDS = {
     "transcribe": ["artifacts/ingest"],
     "curate": ["artifacts/transcribe"],
     "tokenize": ["artifacts/curate"],
+    "data-report": ["artifacts/tokenize"],
     "train-ar": ["artifacts/tokenize"],
     "train-nar": ["artifacts/tokenize"],
     "evaluate": ["artifacts/train-ar", "artifacts/train-nar"],
@@ -81,7 +82,7 @@ class Server:
                     raise
                 time.sleep(2)
 
-    def start(self, deployment: str, **parameters: str) -> dict[str, Any]:
+    def start(self, deployment: str, **parameters: str | int) -> dict[str, Any]:
         """Start a deployment."""
         found = self.call(f"/deployments/name/{deployment}")["id"]
         return self.call(f"/deployments/{found}/create_flow_run", {"parameters": parameters})
@@ -166,6 +167,7 @@ def make_repository(root: Path, patch: pytest.MonkeyPatch) -> None:
     fabricated.workspace(root)
     (root / "artifacts").rename(root / "made")
     write_json(root / "made" / "evaluate" / "metrics.json", METRICS)
+    write_json(root / "made" / "data-report" / "report.json", {})
     (root / "data" / "sources.yaml").write_text("sources: []\n")
     (root / "stage.py").write_text(STAGE)
     stages = {
@@ -214,6 +216,41 @@ def test_new_data_starts_a_retraining_and_a_person_rejects_its_model(server: Ser
 def not_early(result: dict[str, Any]) -> dict[str, Any] | None:
     """The run is paused a moment before its form is there."""
     return None if "schema not found" in result["details"]["reason"] else result
+
+
+@pytest.mark.parametrize("side_by_side", [1, 2])
+def test_cancelling_a_run_stops_its_job_at_a_checkpoint(server: Server, side_by_side: int) -> None:
+    run = server.start("retrain/retrain", revision=job_branch(server.root, side_by_side), side_by_side=side_by_side)
+    folder = server.until(lambda: next(iter(job_folders(server.root, run["name"])), None))
+    server.until(lambda: (folder / "work" / "step").is_file() and (folder / "work" / "step").read_text() > "1")
+    cancel = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": False}
+    assert server.call(f"/flow_runs/{run['id']}/set_state", cancel)["status"] == "ACCEPT"
+    job = folder / "artifacts" / ".jobs" / "train-ar"
+    server.until(lambda: (job / "exit").is_file())
+    server.reach(run, "CANCELLED")
+    assert (job / "exit").read_text() == "75"
+    log = (job / "log").read_text()
+    assert f"rank 0: stopped at step {(folder / 'work' / 'step').read_text()}" in log
+
+
+def job_branch(root: Path, side_by_side: int) -> str:
+    """A commit of which train-ar is a job of two ranks that takes long; the main branch is left as it is."""
+    branch = f"job-{side_by_side}"
+    git(root, "checkout", "--quiet", "-b", branch)
+    graph = yaml.safe_load((root / "dvc.yaml").read_text())
+    graph["stages"]["train-ar"]["cmd"] = f"python {ROOT / 'tests' / 'launching.py'} {5000 + side_by_side}"
+    (root / "dvc.yaml").write_text(yaml.safe_dump(graph))
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    (root / "params.yaml").write_text(yaml.safe_dump(params | {"launch": {"processes_per_node": 2}}))
+    git(root, "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "--all", "--message", branch)
+    git(root, "checkout", "--quiet", "main")
+    return branch
+
+
+def job_folders(root: Path, run: str) -> list[Path]:
+    """The workspaces of a run in which train-ar has begun."""
+    spaces = (root / ".valle2" / "workspaces").glob(f"*-{run}")
+    return [space for space in spaces if (space / "work" / "step").is_file()]
 
 
 def test_what_a_person_approves_is_promoted_wherever_the_branch_has_gone(server: Server) -> None:

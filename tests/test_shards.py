@@ -9,12 +9,15 @@ import torch
 from lhotse import MonoCut
 
 from tests.corpora import config, segment, tone, write_audio, write_rows
+from valle2.config.tokenize import TokenizeParams
 from valle2.corpus import tokenize as stage
 from valle2.corpus import tokenizer
+from valle2.corpus.journal import read_jsonl
 from valle2.corpus.tokenize import tokenize
-from valle2.errors import ShardError
+from valle2.errors import ShardError, StorageError
 from valle2.shards import load_codes, read_manifest, read_shards
-from valle2.stage import output, tree_sha256
+from valle2.stage import file_sha256, output, tree_sha256
+from valle2.tracking import home
 
 OUT = Path("artifacts/tokenize")
 
@@ -74,17 +77,47 @@ def test_no_frame_is_lost_and_the_audio_is_what_was_encoded(codec: CountingCodec
     assert manifest["codec"] == {"name": "bundled", "digest": "counting", "codes_digest": "counting codes"}
 
 
+def forget() -> None:
+    """As on another machine."""
+    shutil.rmtree(home() / "ledger")
+
+
 def test_twice_is_the_same_bytes(codec: CountingCodec) -> None:
     tokenize(PARAMETERS)
     before = tree_sha256(OUT)
+    forget()
     tokenize(PARAMETERS)
     assert tree_sha256(OUT) == before
+
+
+def test_of_a_corpus_that_grows_only_what_is_new_is_encoded(codec: CountingCodec) -> None:
+    path = output("curate") / "train.jsonl"
+    rows = read_jsonl(path)
+    write_rows(path, [rows[place] for place in (0, 2, 3, 5)])
+    tokenize(PARAMETERS)
+    write_rows(path, rows)
+    codec.calls = 0
+    tokenize(PARAMETERS)
+    assert codec.calls == 2
+    grown = tree_sha256(OUT)
+    forget()
+    codec.calls = 0
+    tokenize(PARAMETERS)
+    assert codec.calls == 8
+    assert tree_sha256(OUT) == grown
+
+
+def test_codes_survive_packing() -> None:
+    codes = np.random.default_rng(0).integers(0, 1024, (8, 75)).astype(np.int16)
+    assert np.array_equal(tokenizer.unpack(tokenizer.pack(codes)), codes)
+    assert np.array_equal(tokenizer.unpack(tokenizer.pack(codes[:, :0])), codes[:, :0])
 
 
 def test_resumed_after_a_kill_is_the_same_bytes(codec: CountingCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenize(PARAMETERS)
     uninterrupted = tree_sha256(OUT)
     shutil.rmtree(OUT)
+    forget()
     codec.calls = 0
     encode = codec.encode
 
@@ -132,6 +165,7 @@ def test_killed_while_parts_are_put_together(codec: CountingCodec, monkeypatch: 
             raise KeyboardInterrupt
         return put_together(target, parts, is_tar)
 
+    forget()
     monkeypatch.setattr(stage, "_put_together", killed)
     with pytest.raises(KeyboardInterrupt):
         tokenize(settings)
@@ -172,6 +206,55 @@ def test_codes_of_another_length_are_refused(codec: CountingCodec) -> None:
     cut.duration -= 0.1
     with pytest.raises(ShardError, match="ann-0 has 76 frames"):
         load_codes(cut)
+
+
+def elsewhere(folder: Path) -> TokenizeParams:
+    return config(tokenize={"part_seconds": 4.5, "shard_mb": 0.001, "to": f"file://{folder}/"})
+
+
+def test_shards_at_a_url_read_as_those_in_the_folder(codec: CountingCodec, tmp_path: Path) -> None:
+    tokenize(PARAMETERS)
+    local = [(cut.id, load_codes(cut).tobytes(), cut.load_audio().tobytes()) for cut in read_shards(OUT, "train")]
+    place = tmp_path / "place"
+    tokenize(elsewhere(place))
+    assert [path.name for path in OUT.rglob("*") if path.is_file()] == ["manifest.json"]
+    manifest = read_manifest(OUT)
+    assert manifest["location"] == f"file://{place}"
+    for name, split in manifest["splits"].items():
+        for shard in split["shards"]:
+            for field in ("cuts", "codes", "recording"):
+                assert file_sha256(place / name / shard[field]["file"]) == shard[field]["sha256"]
+    found = [(cut.id, load_codes(cut).tobytes(), cut.load_audio().tobytes()) for cut in read_shards(OUT, "train")]
+    assert found == local
+    shutil.rmtree(place)
+    assert len(read_shards(OUT, "train").to_eager()) == 6, "what was fetched once is not fetched again"
+
+
+def test_versions_at_a_url_leave_each_other_alone(codec: CountingCodec, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    tokenize(elsewhere(place))
+    before = {path: path.read_bytes() for path in place.rglob("*.*")}
+    rows = read_jsonl(output("curate") / "train.jsonl")
+    write_rows(output("curate") / "train.jsonl", rows[:-1])
+    tokenize(elsewhere(place))
+    assert len(list(place.rglob("*.*"))) > len(before)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_half_an_object_at_a_url_is_replaced_and_a_damaged_one_is_named(codec: CountingCodec, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    tokenize(elsewhere(place))
+    whole = {path: path.read_bytes() for path in sorted(place.rglob("*.tar"))}
+    for path, content in whole.items():
+        path.write_bytes(content[: len(content) // 2])
+    victim = min(path for path in whole if path.name.startswith("codes") and path.parent.name == "train")
+    with pytest.raises(StorageError, match=rf"{victim.name} is damaged"):
+        read_shards(OUT, "train")
+    tokenize(elsewhere(place))
+    assert {path: path.read_bytes() for path in sorted(place.rglob("*.tar"))} == whole
+    victim.unlink()
+    with pytest.raises(StorageError, match=rf"nothing at .*{victim.name}"):
+        read_shards(OUT, "train")
 
 
 def test_missing_inputs_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

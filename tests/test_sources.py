@@ -485,7 +485,7 @@ def test_a_remote_tar(served: str) -> None:
 
 
 def test_a_place_that_does_not_answer_is_one_sentence() -> None:
-    with pytest.raises(StorageError, match=r"cannot read http://127\.0\.0\.1:9"):
+    with pytest.raises(StorageError, match=r"cannot reach http://127\.0\.0\.1:9"):
         take_in(path="http://127.0.0.1:9/audio")
 
 

@@ -23,9 +23,12 @@ from valle2.stage import write_json
 from valle2.text import train_bpe
 from valle2.training import data
 from valle2.training.data import Corpus, collate, pack
-from valle2.training.loop import autocast, learning_rate, train
+from valle2.training.distributed import Ranks, Shared
+from valle2.training.loop import new_state, train
+from valle2.training.memory import memory_gb
 from valle2.training.objective import AR, NAR, CodecFacts, Objective
 from valle2.training.sampler import Place, Sampler, batch_by_frames
+from valle2.training.step import autocast, learning_rate, train_step
 
 SENTENCES = ["the red boat", "a green bird sings", "seven small stones fall", "the boat sings", "a bird falls"]
 MANIFEST: dict[str, Any] = {
@@ -46,6 +49,7 @@ SETTINGS: dict[str, Any] = {
     "checkpoint_every": 2,
     "validate_every": 4,
     "log_every": 3,
+    "num_workers": 0,
 }
 
 
@@ -116,7 +120,7 @@ def objective(config: Config, kind: str = "ar") -> Objective:
 
 
 def run(work: Path, config: Config, kind: str = "ar", tracker: Silent | None = None) -> dict[str, Any]:
-    return train(config, objective(config, kind), work, tracker or Silent(), identity=f"{kind}{config.model_dump()}")
+    return train(config, objective(config, kind), work, tracker or Silent(), inputs={kind: config.model_dump()})
 
 
 def killed_run(work: Path, config: Config, kind: str, step: int) -> None:
@@ -147,6 +151,9 @@ def test_training_is_deterministic_and_writes_its_outputs(workspace: Path, kind:
     assert [point["step"] for point in points] == [3, 4, 6, 8, 9]
     assert {"loss", "top1", "top10", "valid_loss", "grad_norm", "learning_rate"} <= set(points[-1])
     assert "frames_per_second" in tracker.points[0][1] and "frames_per_second" not in points[0]
+    if kind == "ar":
+        slots = [points[-1][f"valid_loss_slot_{slot}"] for slot in range(2)]
+        assert abs(sum(slots) / 2 - points[-1]["valid_loss"]) < 1e-5 and "loss_slot_0" not in points[-1]
     if kind == "nar":
         assert {"valid_loss_codebook_1", "valid_loss_codebook_2"} <= set(points[-1])
 
@@ -164,12 +171,12 @@ def test_nar_codebooks_are_drawn_as_often_as_told(early: float, wanted: list[flo
 
 @pytest.mark.parametrize(("kind", "bf16", "ema"), [("ar", True, 0.0), ("nar", False, 0.9)])
 def test_killed_training_goes_on_to_the_same_bytes(workspace: Path, kind: str, bf16: bool, ema: float) -> None:
-    changes = {"bf16": bf16, "ema_decay": ema, "log_every": 1}
+    changes = {"bf16": bf16, "ema_decay": ema, "log_every": 1, "num_workers": 2}
     config = configure(**changes)
     run(workspace / "whole", config, kind)
     for step in (1, 4, 7):
         killed_run(workspace / "killed", config, kind, step)
-    assert run(workspace / "killed", config, kind)["resumed_at"] == 6
+    assert run(workspace / "killed", config, kind)["resumed_at"] in (4, 6)  # the last may be unwritten yet
     assert outputs(workspace / "killed") == outputs(workspace / "whole")
 
 
@@ -186,6 +193,30 @@ def test_learning_lowers_the_loss(workspace: Path) -> None:
     tracker = Silent()
     run(workspace / "work", configure(num_steps=60, log_every=10, validate_every=1000), "ar", tracker)
     assert tracker.points[-2][1]["loss"] < tracker.points[0][1]["loss"] - 0.1
+
+
+@pytest.mark.parametrize("kind", ["ar", "nar"])
+def test_one_batch_is_learned_by_heart(workspace: Path, kind: str) -> None:
+    """The loss of a batch that is seen again and again goes to nearly nothing; a wrong shift or mask would bound it."""
+    shape = SHAPE | {"dim": 64, "num_heads": 4, "ffn_dim": 128, "dropout": 0.0}
+    settings = SETTINGS | {"num_steps": 400, "learning_rate": 3e-3, "warmup_steps": 20, "bf16": False}
+    model = {"group_size": 2, "ar": shape, "nar": shape | {"num_layers": 2}}
+    config = parse_config({"model": model, "train_ar": settings, "train_nar": settings})
+    goal = objective(config, kind)
+    torch.manual_seed(0)
+    state = new_state(goal.build(64).train(), goal.train)
+    split = corpus(workspace)
+    batch = collate(split, [[split.utterances[place]] for place in range(3)], 2)
+    shared = Shared(state.model, Ranks(), "ddp")
+    for _ in range(settings["num_steps"]):
+        train_step(state, shared, [batch], goal, Ranks(), 0)
+    losses = [figures["loss"] for figures in state.window if "loss" in figures]
+    assert sum(losses[-20:]) / 20 < 0.05 < 3 < losses[0]
+
+
+def test_memory_is_what_the_process_has_taken() -> None:
+    block = np.ones(40_000_000)
+    assert block.nbytes / 1e9 < memory_gb("cpu") < 100
 
 
 def test_too_small_training_set_names_the_field(workspace: Path) -> None:
@@ -209,7 +240,7 @@ def test_non_finite_steps_change_nothing_and_are_counted(workspace: Path, monkey
     config = configure(validate_every=1000)
     monkeypatch.setattr(Broken, "step", 0)
     broken = Broken(config, CodecFacts.of(MANIFEST))
-    facts = train(config, broken, workspace / "work", Silent(), identity="x")
+    facts = train(config, broken, workspace / "work", Silent(), inputs={})
     assert facts["skipped"] == 1 and facts["steps"] == 9
     weights = load_file(workspace / "work/out/model.safetensors")
     assert all(bool(value.isfinite().all()) for value in weights.values())
@@ -220,7 +251,7 @@ def test_training_stops_after_many_bad_steps_and_names_cuts(workspace: Path, mon
     monkeypatch.setattr(Broken, "step", 0)
     monkeypatch.setattr(Broken, "bad", frozenset(range(100)))
     with pytest.raises(TrainingError, match=r"3 updates in a row, at step 3.*cut-"):
-        train(config, Broken(config, CodecFacts.of(MANIFEST)), workspace / "work", Silent(), identity="x")
+        train(config, Broken(config, CodecFacts.of(MANIFEST)), workspace / "work", Silent(), inputs={})
 
 
 @pytest.fixture
@@ -266,9 +297,9 @@ def test_warm_start_goes_by_the_codes_and_refuses_a_model_that_names_none(bundle
 
 def test_checkpoint_of_other_data_is_refused(workspace: Path) -> None:
     config = configure()
-    train(config, objective(config), workspace / "work", Silent(), identity="one")
-    with pytest.raises(TrainingError, match="belongs to other parameters or data"):
-        train(config, objective(config), workspace / "work", Silent(), identity="two")
+    train(config, objective(config), workspace / "work", Silent(), inputs={"rate": 1})
+    with pytest.raises(TrainingError, match=r"at step 9 that belongs to other .*: rate is 1 there and 2 here"):
+        train(config, objective(config), workspace / "work", Silent(), inputs={"rate": 2})
 
 
 def test_learning_rate_rises_then_falls_linearly() -> None:

@@ -8,19 +8,23 @@ from types import SimpleNamespace
 import librosa
 import numpy as np
 import pytest
+import soundfile
 from lhotse import MonoCut
+from scipy.signal import butter, sosfilt
 
 from tests.corpora import config, declare_speakers, record_voices, rows, tone, write_audio, write_rows
+from tests.polyglot import make_polyglot
 from valle2.aligner import Sentence, Word, load_aligner
-from valle2.asr import Asr, Window
+from valle2.asr import Asr, Window, load_asr
 from valle2.config.transcribe import TranscribeConfig
 from valle2.corpus import transcriber as module
 from valle2.corpus.given_text import give_text
 from valle2.corpus.ingest import ingest
-from valle2.corpus.segments import check_times, split, whole
+from valle2.corpus.segments import split, whole
 from valle2.corpus.stretches import Stretch, Unit, load, units
 from valle2.corpus.transcribe import transcribe
 from valle2.corpus.transcriber import Transcriber
+from valle2.corpus.words import check_times
 from valle2.errors import SourceError
 from valle2.stage import tree_sha256
 
@@ -233,6 +237,31 @@ def test_the_language_is_that_of_the_longest_window(workspace: Path, monkeypatch
     transcribe(config(transcribe={"identify_language": True}))
     found = [row["custom"] for row in rows(SEGMENTS)]
     assert {(facts["heard_language"], facts["heard_language_probability"]) for facts in found} == {("en", 0.9)}
+
+
+def test_a_multilingual_whisper_tells_the_language_of_each_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record_voices(tmp_path, ["ann", "bob", "cal"])
+    for name, kind, edge in (("ann", "low", 1000), ("bob", "high", 2000)):
+        path = Path(f"data/audio/{name}/0.wav")
+        samples, rate = soundfile.read(path)
+        samples = sosfilt(butter(6, edge, kind, fs=rate, output="sos"), samples)
+        soundfile.write(path, samples / np.abs(samples).max() * 0.7, rate)
+    ingest(config())
+    model = make_polyglot(tmp_path / "polyglot")
+    settings = {"model": model, "compute_type": "float32", "identify_language": True, "min_duration": 0.01}
+    transcribe(config(transcribe=settings))
+    found = {row["supervisions"][0]["speaker"]: row["custom"] for row in rows(SEGMENTS)}
+    heard = {name: (facts["heard_language"], facts["heard_language_probability"]) for name, facts in found.items()}
+    assert {name: language for name, (language, _) in heard.items()} == {"ann": "de", "bob": "fr", "cal": "de"}
+    assert all(0.5 < probability < 1 for _, probability in heard.values())
+    asr = load_asr(model, "float32", "en", 1)
+    time = np.arange(32_000) / 16_000
+    high, low = (np.sin(2 * np.pi * pitch * time).astype(np.float32) for pitch in (5000, 300))
+    assert [asr.identify_language(wave)[0] for wave in (high, low)] == ["fr", "de"]
+    assert load_asr("bundled", "int8", "en", 1).identify_language(low) is None, "it knows but one"
 
 
 def test_units_hold_recordings_in_order_and_stretches_of_long_ones() -> None:

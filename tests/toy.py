@@ -41,7 +41,7 @@ out.mkdir(parents=True, exist_ok=True)
 (out / "b.txt").write_text(name * 2)
 log = Path("artifacts/.log") / f"{name}.json"
 log.parent.mkdir(exist_ok=True)
-log.write_text(json.dumps({"figure": f"{name} of 5 steps", "facts": {"steps": 5}}))
+log.write_text(json.dumps({"figure": f"{name} of 5 steps", "facts": {"steps": 5, "audio_hours_per_hour": 12.5}}))
 '''
 NEEDS = {
     "ingest": ["data"],

@@ -3,7 +3,7 @@
 The models, the trellis over characters, the wildcard for characters that a model does not know and the splitting at
 full stops are WhisperX's (Bain et al. 2023, arXiv:2303.00747), and so are the times. WhisperX takes windows one by
 one; here the model and the trellis run over a batch of similar length, exactly as if each were alone: padding is kept
-out of attention and of the group norm. Whether times can be used is checked in `valle2.corpus.segments`.
+out of attention and of the group norm. Whether times can be used is checked in `valle2.corpus.words`.
 """
 
 import tempfile

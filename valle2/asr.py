@@ -7,6 +7,7 @@ arrays (no ffmpeg). When each word is said is found by `valle2.aligner`; what be
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,8 +43,6 @@ class Window:
     """Of the recognised tokens, mean; None if the text was given."""
     heard: str | None = None
     """What was recognised where `text` was given."""
-    speaker: str = ""
-    """Whose turn it is, where turns were told apart."""
 
 
 class Asr:
@@ -140,6 +139,7 @@ def load_asr(
     path = bundled("whisper") if model == "bundled" else Path(model)
     kind, _, index = device.partition(":")
     with quiet():
+        unreported()
         import whisperx
 
         try:
@@ -169,6 +169,11 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+
+
+def unreported() -> None:
+    """Unless the user has said otherwise, pyannote does not tell its makers what is loaded and how long audio is."""
+    os.environ.setdefault("PYANNOTE_METRICS_ENABLED", "false")
 
 
 def _asr_options(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from valle2.config.params import PARAMS, Config, load_config
 from valle2.corpus.sources import Recipe, SourceKind, SpeakerFrom
 from valle2.errors import Valle2Error
 from valle2.stage import log_file, write_json
+from valle2.throughput import rate
 from valle2.types import Stage, StageResult
 
 app = typer.Typer(
@@ -29,16 +30,35 @@ app = typer.Typer(
 Params = Annotated[Path, typer.Option(help="parameter file")]
 
 
+DryRun = Annotated[bool, typer.Option("--dry-run", help="show the job that `launch` in the parameters asks for")]
+
+
+def _train(stage: Stage, params: Path, dry_run: bool) -> None:
+    from valle2.launch.stage import launch, show
+
+    config, command = load_config(params), ["-m", "valle2.cli", stage, "--params", str(params)]
+    if dry_run:
+        print(show(stage, config, command))
+    elif not launch(stage, config, command):
+        _run(stage, params)
+
+
 def _run(stage: Stage, params: Path) -> None:
     config = load_config(params)
     start = time.monotonic()
     result = _stage(stage, config)
+    if result is None:
+        return  # rank 0 of a job tells for all
     seconds = time.monotonic() - start
-    write_json(log_file(stage), {"figure": result.figure, "seconds": round(seconds, 1), "facts": result.facts})
-    print(f"{stage}: {result.figure} ({seconds:.0f} s)", flush=True)
+    speed = rate(result.facts, seconds)
+    log = {"figure": result.figure, "seconds": round(seconds, 1), "facts": result.facts | speed}
+    write_json(log_file(stage), log)
+    told = "".join(f", {per_hour:g} h of audio an hour" for per_hour in speed.values())
+    print(f"{stage}: {result.figure} ({seconds:.0f} s{told})", flush=True)
 
 
-def _stage(stage: Stage, config: Config) -> StageResult:
+def _stage(stage: Stage, config: Config) -> StageResult | None:
+    """Its result; None where another process of the same job tells it."""
     match stage:
         case "ingest":
             from valle2.corpus.ingest import ingest
@@ -56,6 +76,10 @@ def _stage(stage: Stage, config: Config) -> StageResult:
             from valle2.corpus.tokenize import tokenize
 
             return tokenize(config)
+        case "data-report":
+            from valle2.corpus.data_report import data_report
+
+            return data_report(config)
         case "train-ar":
             from valle2.training.loop import train_ar
 
@@ -102,16 +126,22 @@ def tokenize(params: Params = PARAMS) -> None:
     _run("tokenize", params)
 
 
+@app.command("data-report")
+def data_report(params: Params = PARAMS) -> None:
+    """What came in, what was dropped and why, what was kept: a page to look at and listen to, and metrics."""
+    _run("data-report", params)
+
+
 @app.command("train-ar")
-def train_ar(params: Params = PARAMS) -> None:
+def train_ar(params: Params = PARAMS, dry_run: DryRun = False) -> None:
     """Train the autoregressive model (codebook 1, groups of G)."""
-    _run("train-ar", params)
+    _train("train-ar", params, dry_run)
 
 
 @app.command("train-nar")
-def train_nar(params: Params = PARAMS) -> None:
+def train_nar(params: Params = PARAMS, dry_run: DryRun = False) -> None:
     """Train the non-autoregressive model (codebooks 2-8)."""
-    _run("train-nar", params)
+    _train("train-nar", params, dry_run)
 
 
 @app.command()
@@ -156,14 +186,14 @@ register_commands(app)
 
 
 def main() -> None:
-    """Entry point: user errors become one sentence and exit code 2."""
+    """Entry point: user errors become one sentence and exit code 2, or 75 where the same command goes on."""
     # Read when torch is imported: OpenMP threads that spin while they wait are very slow on cores that others use too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except Valle2Error as error:
         print(f"valle2: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@
     ├── ShardError         a shard that is missing, short or altered
     ├── ShapeError         a tensor whose shape breaks a contract
     ├── TrainingError      data too small, loss not finite, wrong checkpoint
+    ├── Preempted          asked to end, and ready to go on (exit code 75)
+    ├── TrackingError      a run that is not there, or a tracking store that does not answer
     ├── ModelError         a voice model that cannot be loaded or used
     ├── EvaluationError    nothing to evaluate, or a metric model is missing
     ├── LineageError       a record that is missing or altered
@@ -21,6 +23,8 @@ Each message says what was found, what was expected, and the field or command th
 
 class Valle2Error(Exception):
     """Base of all errors that are the user's to mend."""
+
+    exit_code = 2
 
 
 class ConfigError(Valle2Error):
@@ -45,6 +49,17 @@ class ShapeError(Valle2Error, ValueError):
 
 class TrainingError(Valle2Error):
     """Training that cannot start or go on."""
+
+
+class Preempted(Valle2Error):
+    """Work that was asked to end and goes on where it stopped when the same is run again."""
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: try again."""
+
+
+class TrackingError(Valle2Error):
+    """A run that is not there or not the only one, or a tracking store that does not answer."""
 
 
 class ModelError(Valle2Error):

@@ -80,7 +80,7 @@ def partial(stage: Stage, inputs: Any) -> Iterator[Path]:
         inputs: JSON-able value that changes whenever the work must not be reused: parameters and input digests.
 
     Yields:
-        The folder. Move what is finished out of it with `publish`.
+        The folder. Put the output into its `out`, and call `finish` in the end.
 
     Raises:
         StorageError: The disk is full.
@@ -88,6 +88,7 @@ def partial(stage: Stage, inputs: Any) -> Iterator[Path]:
     folder = ARTIFACTS / ".partial" / stage
     key = folder / "key"
     wanted = digest(inputs)
+    _go_back(folder)
     try:
         if not key.is_file() or key.read_text() != wanted:
             shutil.rmtree(folder, ignore_errors=True)
@@ -100,6 +101,27 @@ def partial(stage: Stage, inputs: Any) -> Iterator[Path]:
                 "command again, it goes on where it stopped"
             ) from error
         raise
+
+
+def finish(work: Path, stage: Stage) -> None:
+    """Make `work/out` the stage's output and drop the rest of the work folder.
+
+    The folder leaves its place first, in one step: a crash later on is told from one before (see `partial`), when much
+    of the work may be in `out` alone.
+    """
+    done = work.with_name(f"{work.name}.done")
+    work.replace(done)
+    publish(done / "out", output(stage))
+    shutil.rmtree(done)
+
+
+def _go_back(work: Path) -> None:
+    """After a crash in `finish`: what was not published yet is work to go on with, the rest can go."""
+    done = work.with_name(f"{work.name}.done")
+    if (done / "out").is_dir():
+        shutil.rmtree(work, ignore_errors=True)
+        done.replace(work)
+    shutil.rmtree(done, ignore_errors=True)
 
 
 def publish(work: Path, target: Path) -> None:

@@ -12,7 +12,7 @@ Seconds = float
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-Stage = Literal["ingest", "transcribe", "curate", "tokenize", "train-ar", "train-nar", "evaluate"]
+Stage = Literal["ingest", "transcribe", "curate", "tokenize", "data-report", "train-ar", "train-nar", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 

@@ -44,7 +44,8 @@ class CurateConfig(Thresholds):
 
     sources: dict[str, dict[str, float]] = Field({}, description="thresholds of single sources, by their names")
     max_bit_error: Fraction = Field(
-        0.25, description="differing bits of two fingerprints of the same sound; 0 keeps duplicates (paper: 0.35)"
+        0.25,
+        description="share of bits that differ in two fingerprints of the same sound and words; half of it with other words; 0 keeps duplicates (paper: 0.35)",
     )
     test_speakers: tuple[str, ...] | Count = Field(
         6, description="unseen speakers by name, or how many to draw by seeded hash"

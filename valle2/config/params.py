@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from valle2.config.curate import CurateConfig, CurateParams
 from valle2.config.evaluate import EvaluateConfig, EvaluateParams
 from valle2.config.ingest import IngestConfig
+from valle2.config.launch import LaunchConfig
 from valle2.config.model import ModelConfig
 from valle2.config.promote import GateConfig, PromoteConfig
 from valle2.config.runtime import Runtime
@@ -30,6 +31,7 @@ class Config(TranscribeParams, CurateParams, TokenizeParams, TrainParams, Evalua
 
     runtime: Runtime = Runtime()
     ray: RayConfig = RayConfig()
+    launch: LaunchConfig = LaunchConfig()
     ingest: IngestConfig = IngestConfig()
     transcribe: TranscribeConfig = TranscribeConfig()
     curate: CurateConfig = CurateConfig()

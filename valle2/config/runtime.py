@@ -9,5 +9,7 @@ class Runtime(Section):
     """Where and how commands run."""
 
     device: str = Field("cpu", description="torch device: cpu, cuda or cuda:N")
-    num_threads: PositiveCount = Field(2, description="CPU threads of torch and CTranslate2")
+    num_threads: PositiveCount = Field(
+        2, description="CPU threads of torch; processes of the data stages, one thread each"
+    )
     seed: int = Field(2406, description="seed of everything random")

@@ -15,6 +15,9 @@ class TokenizeConfig(Section):
     part_seconds: Positive = Field(
         300, description="s of audio that one worker does at a time: what is in memory, and what a crash repeats"
     )
+    to: str = Field(
+        "", description="URL that shards are written to, such as s3://bucket/shards; empty: into artifacts/tokenize"
+    )
     store_audio: bool = Field(
         True, description="keep train's audio beside its codes; that of dev and test is always kept"
     )

@@ -28,6 +28,13 @@ class TranscribeConfig(Section):
     identify_language: bool = Field(
         False, description="what Whisper takes the speech for is kept with each segment; needs a multilingual model"
     )
+    diarisation: str = Field(
+        "", description="pyannote pipeline that tells voices apart where a speaker is assumed: a name such as "
+        "pyannote/speaker-diarization-community-1, or a folder with its config.yaml; empty: off"
+    )  # fmt: skip
+    same_voice: float = Field(
+        0.7, description="cosine of pyannote's voice embeddings from which on voices of two stretches are one"
+    )
     padding: Seconds = Field(0.1, description="s of audio kept around a segment's first and last word")
     min_duration: Seconds = Field(1.0, description="s; shorter segments are dropped (architecture: 1-20 s cuts)")
     max_duration: Seconds = Field(20.0, description="s; longer segments are dropped")

@@ -18,7 +18,7 @@ _BLOCK_WINDOWS = 200
 _UNKNOWN_LENGTH = 2**40
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AudioCheck:
     """What decoding told.
 

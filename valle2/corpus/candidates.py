@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from valle2.corpus.sources import Source
@@ -13,8 +13,11 @@ SIDECARS = frozenset(
 )
 """Suffixes of files that lie beside audio and are none."""
 
+_NOBODYS = ("unlisted", "broken_tar", "no_file")
+"""Reasons to refuse what is not known to be a recording of anybody."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """Audio that may become a recording."""
 
@@ -22,7 +25,7 @@ class Candidate:
     location: str
     """Path of a file, or a URL that fsspec reads."""
     id: str
-    speaker: str | None
+    speaker: str | None = None
     text: str | None = None
     """As given beside the audio."""
     language: str = ""
@@ -32,6 +35,8 @@ class Candidate:
     reason: str = ""
     """Why it is refused already, as a code."""
     detail: str = ""
+    speaker_assumed: bool = False
+    """Nothing tells who speaks; `speaker` stands for whoever it is."""
 
 
 def audio_files(folder: Path) -> list[Path]:
@@ -51,10 +56,18 @@ def recording_id(source: Source, relative: PurePosixPath | Path) -> str:
 
 
 def speaker_of(source: Source, relative: PurePosixPath | Path) -> str | None:
-    """Who speaks in a file by its place below the source; None if that does not tell."""
-    if source.speaker_from == "file":
-        return relative.stem
+    """Who speaks in a file by the folder that it lies in; None if that does not tell."""
     return relative.parts[0] if source.speaker_from == "folder" and len(relative.parts) > 1 else None
+
+
+def with_speaker(item: Candidate) -> Candidate:
+    """With a name for the speaker whom nothing tells, if the declaration says which: the file's, or the source's."""
+    known = item.speaker or item.reason in _NOBODYS
+    if known or item.source.speaker_from == "folder":
+        return item
+    file = item.location.split("::")[0] if item.source.kind == "tar" else item.location
+    speaker = PurePosixPath(file).stem if item.source.speaker_from == "file" else item.source.name
+    return replace(item, speaker=speaker, speaker_assumed=True)
 
 
 def place(name: str, *folders: Path) -> Path:

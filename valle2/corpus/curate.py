@@ -5,12 +5,11 @@ What is measured is in `valle2.corpus.measurer`. Each segment is dropped for the
 where every hour that was taken in has gone. Next: `valle2.corpus.tokenize`.
 """
 
-import shutil
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial as partial_call
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ from valle2.config.curate import CurateConfig, CurateParams
 from valle2.corpus import quality
 from valle2.corpus.fingerprint import duplicate_groups, unpack
 from valle2.corpus.journal import iterate_jsonl, json_line
-from valle2.corpus.ledger import Ledger
-from valle2.corpus.measurer import MEASURING, MEASURING_PACKAGES, Clips, Measurer, clips, heard, measured_file
+from valle2.corpus.ledger import Ledger, heard
+from valle2.corpus.measurer import MEASURING, MEASURING_PACKAGES, Clips, Measurer, clips, measured_file
 from valle2.corpus.rules import Facts, broken_rule
 from valle2.corpus.splits import check_leakage, leaked_texts, split_speakers
 from valle2.errors import ConfigError, SourceError
 from valle2.progress import progress
-from valle2.stage import file_sha256, output, partial, publish, write_json
+from valle2.stage import file_sha256, finish, output, partial, write_json
 from valle2.text import Bpe, normalise, train_bpe
 from valle2.types import SPLITS, Seconds, Split, StageResult
 from valle2.workers import spread
@@ -81,9 +80,8 @@ def curate(config: CurateParams) -> StageResult:
         bpe = _bpe([item.text for item in splits["train"]], config.curate)
         bpe.save(work / "out" / "bpe.json")
         write_json(work / "out" / "funnel.json", funnel)
-        publish(work / "out", output("curate"))
-        shutil.rmtree(work)
-    return _result(funnel, bpe.vocab_size)
+        finish(work, "curate")
+    return _result(funnel, bpe.vocab_size, sum(item.seconds for item in scored))
 
 
 def _module(name: str) -> Path:
@@ -128,9 +126,8 @@ def _score(segments: Path, work: Path, config: CurateParams) -> list[Scored]:
     files = sorted((work / "measured").glob("*.jsonl"))
     measures = [values for file in files for values in iterate_jsonl(file)]
     prints = [unpack(values.pop("fingerprint")) for values in measures]
-    groups = duplicate_groups(prints, config.curate.max_bit_error)
     scored: list[Scored] = []
-    for row, values, group in zip(iterate_jsonl(segments), measures, groups, strict=True):
+    for row, values in zip(iterate_jsonl(segments), measures, strict=True):
         about, custom, language = row["supervisions"][0], row["custom"], config.transcribe.language
         assert values.pop("id") == row["id"], f"{row['id']} is not where it should be"
         text = normalise(about.get("text") or "", language)
@@ -139,7 +136,7 @@ def _score(segments: Path, work: Path, config: CurateParams) -> list[Scored]:
         scored.append(
             Scored(
                 id=row["id"], source=custom["source"], speaker=about.get("speaker") or "", sha256=custom["sha256"],
-                group=scored[group].id if group < len(scored) else row["id"], text=text,
+                group=row["id"], text=text,
                 heard=None if said is None else normalise(said, language), language=about.get("language") or "",
                 other_language=custom["heard_language_probability"] if other else 0.0,
                 logprob=custom.get("asr_logprob"), aligner_cer=custom.get("aligner_cer"),
@@ -147,7 +144,11 @@ def _score(segments: Path, work: Path, config: CurateParams) -> list[Scored]:
                 samples=round(row["duration"] * row["recording"]["sampling_rate"]), measured=values,
             )
         )  # fmt: skip
-    return scored
+    groups = duplicate_groups(prints, [item.text for item in scored], config.curate.max_bit_error)
+    return [
+        item if group == place else replace(item, group=scored[group].id)
+        for place, (item, group) in enumerate(zip(scored, groups, strict=True))
+    ]
 
 
 def judge(scored: Sequence[Scored], config: CurateConfig, language: str) -> dict[str, str]:
@@ -191,8 +192,9 @@ def _split(scored: Sequence[Scored], reasons: dict[str, str], config: CuratePara
             "loosen the rule's threshold in section `curate`"
         )
     of_speaker = split_speakers(
-        [item.speaker for item in kept], config.curate.test_speakers, config.curate.dev_speakers, config.runtime.seed
-    )
+        ((item.speaker, item.sha256) for item in kept), config.curate.test_speakers, config.curate.dev_speakers,
+        config.runtime.seed,
+    )  # fmt: skip
     by_split: dict[Split, list[Scored]] = defaultdict(list)
     for item in kept:
         by_split[of_speaker[item.speaker]].append(item)
@@ -282,10 +284,14 @@ def _amount(samples: Sequence[int], rate: int) -> dict[str, float]:
     return {"count": len(samples), "samples": sum(samples), "hours": round(sum(samples) / rate / 3600, 5)}
 
 
-def _result(funnel: dict[str, Any], vocab_size: int) -> StageResult:
+def _result(funnel: dict[str, Any], vocab_size: int, seconds: Seconds) -> StageResult:
     kept = funnel["kept"]
     hours = sum(kept[split]["hours"] for split in SPLITS)
     counts = ", ".join(f"{split} {kept[split]['count']}" for split in SPLITS)
     figure = f"{hours:.2f} of {funnel['in']['hours']:.2f} h kept ({counts}), {vocab_size} BPE entries"
     dropped = {reason: part["hours"] for reason, part in funnel["dropped"].items()}
-    return StageResult(figure, {"hours_kept": round(hours, 4), "dropped_hours": dropped, "vocab_size": vocab_size})
+    facts = {
+        "audio_seconds": round(seconds, 2), "hours_kept": round(hours, 4), "dropped_hours": dropped,
+        "vocab_size": vocab_size,
+    }  # fmt: skip
+    return StageResult(figure, facts)

@@ -5,9 +5,9 @@ whole, because a header tells nothing of a file that was cut short. Recordings s
 when they are read; of several channels the first is used. Next: `valle2.corpus.transcribe`.
 """
 
-import shutil
 import threading
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +25,8 @@ from valle2.corpus.readers import candidates
 from valle2.corpus.sources import Rights, read_rights, read_sources
 from valle2.errors import SourceError
 from valle2.progress import progress
-from valle2.stage import file_sha256, output, partial, publish
-from valle2.types import StageResult
+from valle2.stage import file_sha256, finish, output, partial
+from valle2.types import Seconds, StageResult
 
 _KEPT = "audio"
 """Folder below the stage's output for audio that later stages could not read where it is."""
@@ -46,27 +46,41 @@ def ingest(config: IngestParams) -> StageResult:
     """
     found, rights = read(config.ingest)
     with partial("ingest", _inputs(found, config.ingest)) as work:
-        cuts, quarantine = _sort_out(found, rights, _check_all(found, work, config), config.ingest)
+        checks = _check_all(found, work, config)
+        accepted, quarantine = _sort_out(found, rights, checks, config.ingest)
         _tell(quarantine)
-        if not cuts:
+        if not accepted:
             raise SourceError(
                 f"nothing is left of {len(found)} files ({_by_reason(quarantine)}); {_remedy(quarantine)}"
             )
-        write_jsonl(work / "out" / "cuts.jsonl", [cut.to_dict() for cut in cuts])
+        cuts = _cuts(accepted, rights, checks, config.ingest.sample_rate)
+        seconds = _write(cuts, work / "out" / "cuts.jsonl")
         write_jsonl(work / "out" / "quarantine.jsonl", quarantine)
-        _keep(cuts, work)
-        publish(work / "out", output("ingest"))
-        shutil.rmtree(work)
-    seconds = sum(cut.duration for cut in cuts)
-    speakers = len({cut.supervisions[0].speaker for cut in cuts})
+        _keep({kept for _, item in accepted if (kept := checks[item.location].kept)}, work)
+        finish(work, "ingest")
+    speakers = len({item.speaker for _, item in accepted})
     aside = f", {len(quarantine)} files quarantined" if quarantine else ""
     return StageResult(
-        f"{len(cuts)} recordings of {speakers} speakers, {seconds / 3600:.2f} h{aside}",
+        f"{len(accepted)} recordings of {speakers} speakers, {seconds / 3600:.2f} h{aside}",
         {
-            "recordings": len(cuts), "speakers": speakers, "audio_seconds": round(seconds, 2),
+            "recordings": len(accepted), "speakers": speakers, "audio_seconds": round(seconds, 2),
             "quarantined": dict(Counter(row["reason"] for row in quarantine)),
         },
     )  # fmt: skip
+
+
+def _write(cuts: Iterable[MonoCut], path: Path) -> Seconds:
+    """Write cuts, one in memory at a time; returns how long they are."""
+    seconds = 0.0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal seconds
+        for cut in cuts:
+            seconds += cut.duration
+            yield cut.to_dict()
+
+    write_jsonl(path, rows())
+    return seconds
 
 
 def read(config: IngestConfig) -> tuple[list[Candidate], dict[str, Rights]]:
@@ -84,7 +98,7 @@ def read(config: IngestConfig) -> tuple[list[Candidate], dict[str, Rights]]:
     return sorted(found, key=lambda item: item.id), rights
 
 
-def dry_run(config: IngestParams) -> tuple[list[MonoCut], list[dict[str, Any]]]:
+def dry_run(config: IngestParams) -> tuple[Iterator[MonoCut], list[dict[str, Any]]]:
     """What `ingest` would take and what it would refuse; nothing is published, and the run itself checks no file again.
 
     Returns:
@@ -96,7 +110,9 @@ def dry_run(config: IngestParams) -> tuple[list[MonoCut], list[dict[str, Any]]]:
     """
     found, rights = read(config.ingest)
     with partial("ingest", _inputs(found, config.ingest)) as work:
-        return _sort_out(found, rights, _check_all(found, work, config), config.ingest)
+        checks = _check_all(found, work, config)
+    accepted, quarantine = _sort_out(found, rights, checks, config.ingest)
+    return _cuts(accepted, rights, checks, config.ingest.sample_rate), quarantine
 
 
 def _inputs(found: list[Candidate], config: IngestConfig) -> list[Any]:
@@ -132,7 +148,7 @@ def _check_all(found: list[Candidate], work: Path, config: IngestParams) -> dict
         for location, found_out in zip(left, pool.map(check, left), strict=True):
             journal.add(location, found_out.to_dict())
             advance()
-        return {location: AudioCheck(**journal.done[location]) for location in wanted}
+        return {location: AudioCheck(**journal.done.pop(location)) for location in wanted}
 
 
 def _check_media(location: str, work: Path, config: IngestConfig, ledger: Ledger, fetcher: media.Fetcher) -> AudioCheck:
@@ -191,9 +207,9 @@ def _check_once(path: Path, config: IngestConfig, ledger: Ledger) -> AudioCheck:
     return check
 
 
-def _keep(cuts: list[MonoCut], work: Path) -> None:
+def _keep(names: Iterable[str], work: Path) -> None:
     """Move the copies that recordings need to the output."""
-    for name in sorted({Path(cut.recording.sources[0].source).name for cut in cuts if "file" in (cut.custom or {})}):
+    for name in sorted(names):
         target = work / "out" / _KEPT / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists():
@@ -202,9 +218,9 @@ def _keep(cuts: list[MonoCut], work: Path) -> None:
 
 def _sort_out(
     found: list[Candidate], rights: dict[str, Rights], checks: dict[str, AudioCheck], config: IngestConfig
-) -> tuple[list[MonoCut], list[dict[str, Any]]]:
-    """Recordings that are good, and one row for each file that is not."""
-    cuts: list[MonoCut] = []
+) -> tuple[list[tuple[str, Candidate]], list[dict[str, Any]]]:
+    """What is good, with a name of its own each, and one row for each file that is not."""
+    accepted: list[tuple[str, Candidate]] = []
     quarantine: list[dict[str, Any]] = []
     first_by_content: dict[Part, str] = {}
     ids: Counter[str] = Counter()
@@ -221,8 +237,16 @@ def _sort_out(
         first_by_content[check.sha256, item.start, item.duration] = item.location
         ids[item.id] += 1
         unique = item.id if ids[item.id] == 1 else f"{item.id}-{check.sha256[:8]}"
-        cuts.append(_cut(item, rights[item.source.name], unique, check, config.sample_rate))
-    return sorted(cuts, key=lambda cut: cut.id), sorted(quarantine, key=lambda row: (row["file"], row.get("start", 0)))
+        accepted.append((unique, item))
+    quarantine.sort(key=lambda row: (row["file"], row.get("start", 0)))
+    return sorted(accepted, key=lambda pair: pair[0]), quarantine
+
+
+def _cuts(
+    accepted: list[tuple[str, Candidate]], rights: dict[str, Rights], checks: dict[str, AudioCheck], sample_rate: int
+) -> Iterator[MonoCut]:
+    for name, item in accepted:
+        yield _cut(item, rights[item.source.name], name, checks[item.location], sample_rate)
 
 
 def _duration(item: Candidate, check: AudioCheck) -> float:
@@ -280,6 +304,7 @@ def _cut(item: Candidate, rights: Rights, name: str, check: AudioCheck, sample_r
         "consent": consent.model_dump(mode="json"),
         "sha256": check.sha256,
         **({"file": item.location} if check.kept else {}),
+        **({"speaker_assumed": True} if item.speaker_assumed else {}),
     }
     return MonoCut(name, item.start, duration, 0, [supervision], recording=recording, custom=custom)
 

@@ -1,15 +1,19 @@
 """All that the stages know of one recording or segment: where it comes from, what was decided about it, and why."""
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
+from jaxtyping import Float
 from lhotse import MonoCut
 
-from valle2.corpus.journal import read_jsonl
+from valle2.corpus.journal import iterate_jsonl, read_jsonl
 from valle2.corpus.sound import source_rate
 from valle2.errors import SourceError
+from valle2.shards import ShardFiles, read_manifest
 from valle2.stage import output
 from valle2.types import SPLITS
 
@@ -112,12 +116,21 @@ def _decision(name: str) -> dict[str, Any]:
 
 
 def _shard(name: str) -> dict[str, Any]:
-    folder = output("tokenize") / "shards"
-    for path in sorted(folder.glob("*/cuts.*.jsonl")):
-        for row in read_jsonl(path):
-            if row["id"] == name:
-                codebooks, frames = row["custom"]["codes"]["shape"]
-                return {"shard": path.as_posix(), "codes": f"{codebooks} codebooks, {frames} frames"}
+    root = output("tokenize")
+    if not (root / "manifest.json").is_file():
+        return {}
+    manifest = read_manifest(root)
+    find = ShardFiles(root, manifest)
+    for split in SPLITS:
+        for shard in manifest["splits"][split]["shards"]:
+            path = find(split, shard["cuts"])
+            for row in iterate_jsonl(path):
+                if row["id"] == name:
+                    codebooks, frames = row["custom"]["codes"]["shape"]
+                    place = (
+                        f"{manifest['location']}/{split}/{shard['cuts']['file']}" if "location" in manifest else path
+                    )
+                    return {"shard": str(place), "codes": f"{codebooks} codebooks, {frames} frames"}
     return {}
 
 
@@ -137,24 +150,45 @@ def draw(found: Inspection, path: Path) -> None:
     Raises:
         SourceError: The place cannot be written, or its suffix names no picture.
     """
-    from matplotlib.figure import Figure
-
-    wave = found.cut.load_audio()[0]
-    rate = found.cut.sampling_rate
-    figure = Figure(figsize=(max(6.0, min(2.0 * found.cut.duration, 40.0)), 4.0), layout="constrained")
-    axes = figure.subplots()
-    axes.specgram(wave + _FLOOR, NFFT=1024, noverlap=768, Fs=rate, cmap="magma", vmin=-150)
-    axes.set(xlabel="s", ylabel="Hz", xlim=(0, found.cut.duration), title=found.cut.id, ylim=(0, rate / 2))
-    for text, start, end in found.words:
-        axes.axvspan(start, end, ymin=0.93, alpha=0.5, color="white")
-        axes.text((start + end) / 2, 0.96 * rate / 2, text, ha="center", va="center", fontsize=8)
     try:
-        figure.savefig(path, dpi=120)
+        draw_wave(found.cut.load_audio()[0], found.cut.sampling_rate, path, found.cut.id, found.words)
     except (OSError, ValueError) as error:
         raise SourceError(
             f"cannot draw {path} ({' '.join(str(error).split())}); give a .png in a folder that is there"
         ) from error
 
 
+def draw_wave(
+    wave: Float[np.ndarray, " n"],
+    sample_rate: int,
+    to: Path | BinaryIO,
+    title: str,
+    words: Sequence[tuple[str, float, float]] = (),
+) -> None:
+    """Write a spectrogram.
+
+    Args:
+        wave: Mono, in [-1, 1].
+        sample_rate: Hz.
+        to: Where; into an open file, as PNG.
+        title: Above it.
+        words: Text, start and end (s).
+    """
+    from matplotlib.figure import Figure
+
+    seconds = len(wave) / sample_rate
+    figure = Figure(figsize=(max(6.0, min(2.0 * seconds, 40.0)), 4.0), layout="constrained")
+    axes = figure.subplots()
+    wave = np.pad(wave, (0, max(0, 2 * _WINDOW - len(wave))))
+    axes.specgram(wave + _FLOOR, NFFT=_WINDOW, noverlap=768, Fs=sample_rate, cmap="magma", vmin=-150)
+    axes.set(xlabel="s", ylabel="Hz", xlim=(0, seconds), title=title, ylim=(0, sample_rate / 2))
+    for text, start, end in words:
+        axes.axvspan(start, end, ymin=0.93, alpha=0.5, color="white")
+        axes.text((start + end) / 2, 0.96 * sample_rate / 2, text, ha="center", va="center", fontsize=8)
+    figure.savefig(to, dpi=120, format=None if isinstance(to, Path) else "png")
+
+
+_WINDOW = 1024
+"""Samples of a column of the picture."""
 _FLOOR = 1e-9
 """Added to samples, so that digital silence has a level."""

@@ -83,3 +83,9 @@ class Ledger:
         return StorageError(
             f"cannot use {self._path} ({error}); free some space, or remove it: it saves time and holds nothing else"
         )
+
+
+def heard(row: dict[str, Any]) -> list[Any]:
+    """What results about a cut's sound depend on, of the cut."""
+    rate = row["recording"]["sampling_rate"]
+    return [row["custom"]["sha256"], row["start"], row["duration"], row["channel"], rate]

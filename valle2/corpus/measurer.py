@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import soxr
+import torch
 from lhotse import MonoCut
 
 from valle2.corpus import quality, sound
 from valle2.corpus.fingerprint import fingerprint, pack
 from valle2.corpus.journal import write_jsonl
-from valle2.corpus.ledger import Ledger
+from valle2.corpus.ledger import Ledger, heard
 from valle2.types import Seconds
 
 MEASURING = ("valle2.corpus.fingerprint", "valle2.corpus.quality", "valle2.corpus.sound")
 """Modules that make the measures."""
-MEASURING_PACKAGES = ("speechmos", "onnxruntime", "librosa", "lhotse", "scipy")
+MEASURING_PACKAGES = ("speechmos", "onnxruntime", "librosa", "lhotse", "scipy", "soxr")
 
 _UNIT_SECONDS: Seconds = 300.0
 
@@ -62,16 +64,11 @@ def _with_known(index: int, rows: list[dict[str, Any]], ledger: Ledger) -> Clips
     return Clips(index, tuple(rows), {name: values for name, values in found.items() if values is not None})
 
 
-def heard(row: dict[str, Any]) -> list[Any]:
-    """What the measures of a cut's sound depend on."""
-    rate = row["recording"]["sampling_rate"]
-    return [row["custom"]["sha256"], row["start"], row["duration"], row["channel"], rate]
-
-
 class Measurer:
     """The DNSMOS model, loaded once; call it with segments and the measures are in `folder`."""
 
     def __init__(self, folder: Path) -> None:
+        torch.set_num_threads(1)  # there is a worker for each processor
         self._folder = folder
         self._model = quality.Dnsmos()
 
@@ -85,14 +82,26 @@ class Measurer:
         return [row for row in rows if row["id"] not in unit.known]
 
     def _measure(self, row: dict[str, Any]) -> dict[str, Any]:
-        cut = MonoCut.from_dict(deepcopy(row))  # it takes its argument apart
-        wave = cut.resample(quality.DNSMOS_RATE).load_audio()[0]
-        file_rate = sound.source_rate(row["recording"])
+        cut = MonoCut.from_dict(_as_recorded(row))
+        samples, rate = cut.load_audio()[0], cut.sampling_rate
+        wave = soxr.resample(samples, rate, quality.DNSMOS_RATE)
         return {
             "dnsmos": self._model.p808(wave),
             "fingerprint": pack(fingerprint(wave, quality.DNSMOS_RATE)),
-            **sound.measure(cut.load_audio()[0], cut.sampling_rate, file_rate),
+            **sound.measure(samples, rate, sound.source_rate(row["recording"])),
         }
+
+
+def _as_recorded(row: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the cut, for Lhotse to take apart, before its recording is resampled: that would smear what clips."""
+    row = deepcopy(row)
+    recording = row["recording"]
+    transforms = recording.get("transforms") or []
+    if transforms and transforms[-1]["name"] == "Resample":
+        rate = transforms[-1]["kwargs"]["source_sampling_rate"]
+        num_samples = round(recording["num_samples"] * rate / recording["sampling_rate"])
+        recording |= {"transforms": transforms[:-1], "sampling_rate": rate, "num_samples": num_samples}
+    return row
 
 
 def measured_file(folder: Path, index: int) -> Path:

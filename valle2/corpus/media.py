@@ -17,20 +17,15 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO
 
-import aiohttp
 import av
 import av.error
 import fsspec
 import soundfile
-from botocore.exceptions import BotoCoreError, ClientError
 
 from valle2.corpus.tars import TAR
 from valle2.errors import StorageError
-from valle2.stage import is_disk_full
+from valle2.storage import BLOCK, Patience
 
-NETWORK_ERRORS = (OSError, TimeoutError, aiohttp.ClientError, BotoCoreError, ClientError)
-"""What fsspec raises where a storage does not answer or refuses."""
-_BLOCK = 2**20
 _MAX_RATE = 655_350
 """Hz, the most that FLAC holds (RFC 9639, section 9.1)."""
 _SLACK = 0.1
@@ -65,6 +60,7 @@ class Fetcher:
         self._tars: dict[str, tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]] = {}
         self._lock = threading.Lock()
         self._open = ExitStack()
+        self._patience = Patience()
 
     def __enter__(self) -> "Fetcher":
         return self
@@ -90,31 +86,31 @@ class Fetcher:
         path = self._folder / (hashlib.sha256(location.encode()).hexdigest()[:20] + PurePosixPath(name).suffix.lower())
         try:
             with path.open("wb") as file:
-                self._copy(location, file)
+                self._patience(location, lambda: self._copy(location, file))
         except (FileNotFoundError, KeyError) as error:
             path.unlink(missing_ok=True)
             raise FileNotFoundError(f"nothing at {location}") from error
-        except NETWORK_ERRORS as error:
+        except (OSError, StorageError):
             path.unlink(missing_ok=True)
-            if is_disk_full(error):
-                raise
-            raise unreachable(location, error) from error
+            raise
         try:
             yield path
         finally:
             path.unlink(missing_ok=True)
 
     def _copy(self, location: str, file: BinaryIO) -> None:
+        file.seek(0)
+        file.truncate()
         if not location.startswith(TAR):
             with fsspec.open(location, "rb") as remote:
-                shutil.copyfileobj(remote, file, _BLOCK)
+                shutil.copyfileobj(remote, file, BLOCK)
             return
         name, place = location.removeprefix(TAR).split("::", 1)
         with self._lock:  # members of a tar share one open file
             tar, members = self._tar(place)
             member = tar.extractfile(members[name])
             assert member is not None
-            shutil.copyfileobj(member, file, _BLOCK)
+            shutil.copyfileobj(member, file, BLOCK)
 
     def _tar(self, place: str) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
         if place not in self._tars:
@@ -124,14 +120,6 @@ class Fetcher:
             tar = self._open.enter_context(tarfile.open(fileobj=file))  # noqa: SIM115
             self._tars[place] = tar, {PurePosixPath(member.name).as_posix(): member for member in tar}
         return self._tars[place]
-
-
-def unreachable(location: str, error: Exception) -> StorageError:
-    """The sentence for a network error."""
-    return StorageError(
-        f"cannot read {location} ({' '.join(str(error).split())[:200]}); check the address, the key and the network, "
-        "and run the same command again: it goes on where it stopped"
-    )
 
 
 def decode(path: Path, target: Path) -> None:

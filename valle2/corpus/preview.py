@@ -1,6 +1,7 @@
 """What `ingest` would take and refuse, as two tables."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from lhotse import MonoCut
@@ -25,7 +26,7 @@ def show(config: IngestParams) -> None:
         console.print(_refused(quarantine))
 
 
-def _taken(cuts: list[MonoCut]) -> Table:
+def _taken(cuts: Iterable[MonoCut]) -> Table:
     table = Table("source", "licence", "recordings", "speakers", "hours", "with text", "sample rates", title="taken")
     by_source: dict[str, list[MonoCut]] = defaultdict(list)
     for cut in cuts:

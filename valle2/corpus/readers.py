@@ -12,14 +12,14 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from valle2.corpus.candidates import SIDECARS, Candidate
+from valle2.corpus.candidates import SIDECARS, Candidate, with_speaker
 from valle2.corpus.folders import read_folder
 from valle2.corpus.manifests import read_manifests
-from valle2.corpus.media import NETWORK_ERRORS, unreachable
 from valle2.corpus.recipes import read_recipe
 from valle2.corpus.sources import Source
 from valle2.corpus.tars import read_tars
 from valle2.errors import SourceError
+from valle2.storage import NETWORK_ERRORS, unreachable
 
 _EXPECTED = {
     "folder": "wav, flac, mp3, ogg, opus, m4a or aac files",
@@ -52,10 +52,9 @@ def _read(source: Source, folder: Path, tars: Any) -> list[Candidate]:
 
 
 def _completed(item: Candidate) -> Candidate:
-    """With the source's language and, where nothing else tells it, the source as the speaker."""
-    speaker = item.speaker or (item.source.name if item.source.speaker_from == "source" else None)
+    """With the source's language and, where nothing else tells who speaks, a name as declared."""
     text = " ".join((item.text or "").split()) or None
-    return replace(item, speaker=speaker, text=text, language=item.language or item.source.language)
+    return replace(with_speaker(item), text=text, language=item.language or item.source.language)
 
 
 def _remote(source: Source, place: str) -> list[Candidate]:

@@ -6,25 +6,17 @@ Pure functions over times; who recognises is `valle2.asr`, who stores is `valle2
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from valle2.aligner import Sentence, Word
+from valle2.aligner import Sentence
 from valle2.asr import Window
 from valle2.config.transcribe import TranscribeConfig
+from valle2.corpus.given_text import give_text
+from valle2.corpus.turns import Run, merged, overlaps, runs
+from valle2.corpus.words import TimedWord, check_times
+from valle2.diarisation import Turn
 from valle2.text import normalise
 from valle2.types import Seconds
 
-BACKWARDS = 0.05
-"""s; a word that starts this much before the one ahead of it has no usable time."""
-
-
-@dataclass(frozen=True)
-class TimedWord:
-    """A word with times that can be relied on: in order, inside the recording."""
-
-    text: str
-    start: Seconds
-    end: Seconds
-    score: float | None
-    """The aligner's; None if the times were interpolated."""
+OVERLAPPING = "overlapping_speech"
 
 
 @dataclass(frozen=True)
@@ -38,57 +30,15 @@ class Span:
     words: tuple[TimedWord, ...] = ()
     sentence: Sentence | None = None
     """Of which it was made."""
-
-
-def check_times(words: Sequence[Word], duration: Seconds) -> tuple[TimedWord, ...]:
-    """Word times that run forwards inside [0, duration]; words without a time get one between their neighbours.
-
-    Returns:
-        As many words as given, or none if too little can be relied on: no word has times, or they run backwards.
-    """
-    timed: list[TimedWord | None] = []
-    previous = 0.0
-    last_start = 0.0
-    for word in words:
-        if word.start is None or word.end is None:
-            timed.append(None)
-            continue
-        if word.start < last_start - BACKWARDS or word.end < word.start or word.start > duration:
-            return ()
-        last_start = word.start
-        start = min(max(word.start, previous), duration)
-        previous = min(max(word.end, start), duration)
-        timed.append(TimedWord(word.text, start, previous, word.score))
-    if not any(timed):
-        return ()
-    return _interpolate(words, timed)
-
-
-def _interpolate(words: Sequence[Word], timed: list[TimedWord | None]) -> tuple[TimedWord, ...]:
-    """Share each gap evenly among the words in it; before the first and after the last known word there is none."""
-    whole: list[TimedWord] = []
-    index = 0
-    while index < len(timed):
-        known = timed[index]
-        if known is not None:
-            whole.append(known)
-            index += 1
-            continue
-        stop = next((i for i in range(index, len(timed)) if timed[i] is not None), len(timed))
-        following = timed[stop] if stop < len(timed) else None
-        left = whole[-1].end if whole else (following.start if following else 0.0)
-        right = following.start if following else left
-        step = (right - left) / (stop - index)
-        for place, word in enumerate(words[index:stop]):
-            whole.append(TimedWord(word.text, left + place * step, left + (place + 1) * step, None))
-        index = stop
-    return tuple(whole)
+    voice: str = ""
+    """Who speaks, where voices were told apart."""
 
 
 def split(
-    sentences: Sequence[Sentence], windows: Sequence[Window], num_samples: int, rate: int, config: TranscribeConfig
-) -> list[Span]:
-    """Cut a recording at its sentences.
+    sentences: Sequence[Sentence], windows: Sequence[Window], num_samples: int, rate: int, config: TranscribeConfig,
+    turns: Sequence[Turn] = (),
+) -> list[Span]:  # fmt: skip
+    """Cut a recording at its sentences, and where the voice changes.
 
     Args:
         sentences: With word times, s.
@@ -96,10 +46,11 @@ def split(
         num_samples: Of the recording, at `rate`.
         rate: Hz.
         config: Padding and the least and greatest duration.
+        turns: Who speaks when; none if voices were not told apart.
 
     Returns:
         Spans in order that cover [0, num_samples) without overlap or gap. Reasons: `non_speech`, `no_words`,
-        `bad_word_times`, `too_short`, `too_long`.
+        `bad_word_times`, `overlapping_speech`, `too_short`, `too_long`.
     """
     duration = num_samples / rate
     spans = [
@@ -107,33 +58,68 @@ def split(
         for window in windows
         if not normalise(window.text, config.language)
     ]
-    spans += [_judge(sentence, duration, rate, config) for sentence in sentences]
+    spans += [span for sentence in sentences for span in _judge(sentence, duration, rate, config, turns)]
+    spans = _with_overlaps(spans, turns, rate)
     return cover(
         [_bounded(span, config, rate) for span in _pad(spans, num_samples, round(config.padding * rate))], num_samples
     )
 
 
 def whole(
-    sentences: Sequence[Sentence], text: str, num_samples: int, rate: int, config: TranscribeConfig
+    sentences: Sequence[Sentence], text: str, num_samples: int, rate: int, config: TranscribeConfig, voice: str = ""
 ) -> list[Span]:
-    """Keep a recording whole, with its given text and the word times of that text."""
+    """Keep a recording of one voice whole, with its given text and the word times of that text."""
     words = check_times([word for sentence in sentences for word in sentence.words], num_samples / rate)
     if not normalise(text, config.language):
         return [Span(0, num_samples, "no_words")]
     if not words:
         return [Span(0, num_samples, "bad_word_times")]
-    return [_bounded(Span(0, num_samples, "", text, words, sentences[0]), config, rate)]
+    return [_bounded(Span(0, num_samples, "", text, words, sentences[0], voice), config, rate)]
 
 
-def _judge(sentence: Sentence, duration: Seconds, rate: int, config: TranscribeConfig) -> Span:
-    """The sentence from its first to its last word, or its window if no word has a time."""
+def _judge(
+    sentence: Sentence, duration: Seconds, rate: int, config: TranscribeConfig, turns: Sequence[Turn]
+) -> list[Span]:
+    """The sentence from its first to its last word, cut where the voice changes; its window if no word has a time."""
     words = check_times(sentence.words, duration)
     if words:
-        reason = "" if normalise(sentence.text, config.language) else "no_words"
-        return Span(round(words[0].start * rate), round(words[-1].end * rate), reason, sentence.text, words, sentence)
+        own = runs(words, turns)
+        parts = [sentence] if len(own) == 1 else _parts(sentence, own, config.language)
+        return [_span(run, part, rate, config.language) for run, part in zip(own, parts, strict=True)]
     times = [time for word in sentence.words for time in (word.start, word.end) if time is not None]
     times = times or [sentence.window.start, sentence.window.end]
-    return Span(round(min(times) * rate), round(max(times) * rate), "bad_word_times")
+    return [Span(round(min(times) * rate), round(max(times) * rate), "bad_word_times")]
+
+
+def _span(run: Run, sentence: Sentence, rate: int, language: str) -> Span:
+    reason = OVERLAPPING if run.overlapped else "" if normalise(sentence.text, language) else "no_words"
+    start, end = round(run.words[0].start * rate), round(run.words[-1].end * rate)
+    return Span(start, end, reason, sentence.text, run.words, sentence, run.voice)
+
+
+def _parts(sentence: Sentence, own: Sequence[Run], language: str) -> list[Sentence]:
+    """Each run's part of the sentence's text, and of what was recognised where the text was given."""
+    texts, position = [], 0
+    for run in own:
+        first = position = sentence.text.index(run.words[0].text, position)
+        for word in run.words:
+            position = sentence.text.index(word.text, position) + len(word.text)
+        texts.append(sentence.text[first:position])
+    windows = [replace(sentence.window, text=text) for text in texts]
+    if sentence.window.heard is not None:
+        heard = give_text(windows, sentence.window.heard, language)
+        windows = [replace(window, heard=item.text) for window, item in zip(windows, heard, strict=True)]
+    return [
+        Sentence(text, sentence.words, window) for text, window in zip(texts, windows, strict=True)
+    ]  # fmt: skip
+
+
+def _with_overlaps(spans: list[Span], turns: Sequence[Turn], rate: int) -> list[Span]:
+    """With all that several say at once, words and what lies between them, as spans of its own."""
+    words = [(span.start, span.end) for span in spans if span.reason == OVERLAPPING]
+    together = merged([*words, *((round(start * rate), round(end * rate)) for start, end in overlaps(turns))])
+    others = [span for span in spans if span.reason != OVERLAPPING]
+    return others + [Span(int(start), int(end), OVERLAPPING) for start, end in together]
 
 
 def _pad(spans: list[Span], num_samples: int, padding: int) -> list[Span]:

@@ -52,8 +52,8 @@ class Source(Declaration):
     licence: str = ""
     attribution: str = ""
     speaker_from: SpeakerFrom = Field(
-        "folder", description="the first folder below `path`, the file's name, or one speaker named as the source; "
-        "what stands beside the audio goes first"
+        "folder", description="the first folder below `path`; where nothing tells who speaks: a speaker named as the "
+        "file, or one named as the source, who is marked as assumed. What stands beside the audio goes first"
     )  # fmt: skip
     speakers: str = Field("", description="JSONL of speakers, relative to the declaration's file")
     consent: Consent | None = Field(None, description="for speakers without a row of their own")

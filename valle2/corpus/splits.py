@@ -1,4 +1,4 @@
-"""Speaker-disjoint train, dev and test, and the gate that nothing leaks between them."""
+"""Train, dev and test that share no speaker and no recording, and the gate that nothing leaks between them."""
 
 import hashlib
 from collections import defaultdict
@@ -27,25 +27,27 @@ class Segment(Protocol):
 Chosen = tuple[str, ...] | int
 
 
-def split_speakers(speakers: Iterable[str], test: Chosen, dev: Chosen, seed: int) -> dict[str, Split]:
-    """Give each speaker one split.
+def split_speakers(speakers: Iterable[tuple[str, str]], test: Chosen, dev: Chosen, seed: int) -> dict[str, Split]:
+    """Give each speaker one split, and all who speak in one recording the same.
 
     A count draws by a hash of seed and name: a speaker's draw does not depend on who else is there, so new speakers
     hardly move the old ones.
 
     Args:
-        speakers: All names.
-        test: Names, or how many to draw.
+        speakers: Names, each with a recording that it speaks in; as many times as there are recordings.
+        test: Names, or how many to draw; whoever shares a recording with one goes along, so that there may be fewer or,
+            if nobody is alone, more.
         dev: Names, or how many to draw among the rest.
         seed: Of the draw.
 
     Raises:
         ConfigError: A name that is not there or in both, or too few speakers.
     """
-    names = sorted(set(speakers))
+    groups = together(speakers)
+    names = sorted(groups)
     chosen: dict[str, Split] = {}
-    _choose(chosen, names, "test", test, seed)
-    _choose(chosen, names, "dev", dev, seed)
+    _choose(chosen, groups, "test", test, seed)
+    _choose(chosen, groups, "dev", dev, seed)
     if len(chosen) == len(names):
         raise ConfigError(
             f"{len(names)} speakers ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}) leave none for train "
@@ -55,15 +57,43 @@ def split_speakers(speakers: Iterable[str], test: Chosen, dev: Chosen, seed: int
     return {name: chosen.get(name, "train") for name in names}
 
 
-def _choose(chosen: dict[str, Split], names: Sequence[str], split: Split, wanted: Chosen, seed: int) -> None:
+def together(speakers: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """Of each speaker, who has to be in the same split: all whom recordings link to it, itself among them, sorted.
+
+    Args:
+        speakers: Names, each with a recording that it speaks in.
+    """
+    first: dict[str, str] = {}
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    for name, recording in speakers:
+        parent.setdefault(name, name)
+        one, other = root(name), root(first.setdefault(recording, name))
+        parent[max(one, other)] = min(one, other)
+    members: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(parent):
+        members[root(name)].append(name)
+    return {name: tuple(members[root(name)]) for name in sorted(parent)}
+
+
+def _choose(
+    chosen: dict[str, Split], groups: Mapping[str, tuple[str, ...]], split: Split, wanted: Chosen, seed: int
+) -> None:
+    names = list(groups)
     if isinstance(wanted, int):
-        free = sorted((name for name in names if name not in chosen), key=lambda name: _draw(seed, name))
+        free = [name for name in names if name not in chosen]
         if wanted > len(free):
             raise ConfigError(
                 f"`curate.{split}_speakers` asks for {wanted} speakers and {len(free)} of {len(names)} are free; lower "
                 "it or bring more speakers"
             )
-        chosen.update(dict.fromkeys(free[:wanted], split))
+        chosen.update(dict.fromkeys(_drawn({groups[name] for name in free}, wanted, seed), split))
         return
     missing = sorted(set(wanted) - set(names))
     if missing:
@@ -73,8 +103,24 @@ def _choose(chosen: dict[str, Split], names: Sequence[str], split: Split, wanted
         )
     taken = sorted(set(wanted) & set(chosen))
     if taken:
-        raise ConfigError(f"`curate.{split}_speakers` names {', '.join(taken)}, who are in test already; keep one")
-    chosen.update(dict.fromkeys(wanted, split))
+        raise ConfigError(
+            f"`curate.{split}_speakers` names {', '.join(taken)}, who are in test already, themselves or because they "
+            "share a recording with one who is; keep one"
+        )
+    chosen.update(dict.fromkeys((name for one in wanted for name in groups[one]), split))
+
+
+def _drawn(groups: Iterable[tuple[str, ...]], wanted: int, seed: int) -> list[str]:
+    """Whole groups, no more speakers than wanted; the smallest group if each is too many."""
+    order = sorted(groups, key=lambda group: _draw(seed, group[0]))
+    drawn: list[str] = []
+    for group in order:
+        if len(drawn) + len(group) <= wanted:
+            drawn += group
+    if wanted and not drawn:
+        smallest = min(order, key=len)
+        drawn += smallest
+    return drawn
 
 
 def _draw(seed: int, name: str) -> str:

@@ -8,6 +8,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial as partial_call
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,23 @@ from typing import Any
 from lhotse import CutSet
 
 from valle2.codec import Codec, load_codec
-from valle2.config.tokenize import TokenizeParams
+from valle2.config.tokenize import TokenizeConfig, TokenizeParams
 from valle2.corpus.journal import iterate_jsonl
+from valle2.corpus.ledger import Ledger, heard
 from valle2.corpus.tokenizer import Part, Tokenizer, is_done, part_folder
 from valle2.errors import ShardError
 from valle2.progress import progress
 from valle2.shards import FIELDS, load_codes
-from valle2.stage import output, partial, publish, tree_sha256, write_json
+from valle2.stage import finish, output, partial, tree_sha256, write_json
+from valle2.storage import BLOCK, Patience, send
 from valle2.types import SPLITS, Seconds, Split, StageResult
 from valle2.workers import spread
 
 _SUFFIX = {"cuts": "jsonl", "codes": "tar", "recording": "tar"}
 _MB = 1_000_000
-_COPIED = 1 << 20
-"""Bytes in memory while files are put together."""
+_CODE = ("valle2.codec", "valle2.corpus.tokenizer")
+"""Modules that make a cut's codes."""
+_PACKAGES = ("torch", "encodec", "lhotse", "soundfile")
 
 
 def tokenize(config: TokenizeParams) -> StageResult:
@@ -40,17 +44,18 @@ def tokenize(config: TokenizeParams) -> StageResult:
         ShardError: The curated cuts are missing, or a written shard does not read back whole.
         CodecError: The codec's weights are missing or wrong.
         WorkerError: A part cannot be done.
+        StorageError: The disk is full, or `tokenize.to` cannot be written to.
     """
     codec = load_codec(config.tokenize.codec, config.runtime.device)
     seconds = sum(row["duration"] for split in SPLITS for row in _curated(split))
     inputs = [config.tokenize.model_dump(), codec.digest, tree_sha256(output("curate"))]
-    with partial("tokenize", inputs) as work:
-        _encode(work, config, seconds)
-        entries = {split: _join(work, split, config.tokenize.shard_mb * _MB) for split in SPLITS}
-        manifest = _manifest(entries, codec, config.tokenize.codec)
+    encoding = [codec.codes_digest, config.runtime.device]
+    with partial("tokenize", inputs) as work, Ledger("tokenize", encoding, _CODE, _PACKAGES) as ledger:
+        joiner = _Joiner(work, config.tokenize)
+        _encode(work, config, seconds, ledger, joiner)
+        manifest = _manifest({split: joiner.entries(split) for split in SPLITS}, codec, config.tokenize)
         write_json(work / "out" / "manifest.json", manifest)
-        publish(work / "out", output("tokenize"))
-        shutil.rmtree(work)
+        finish(work, "tokenize")
     totals = [manifest["splits"][split] for split in SPLITS]
     cut_count, shards = sum(total["cuts"] for total in totals), sum(len(total["shards"]) for total in totals)
     frames = sum(total["frames"] for total in totals)
@@ -67,65 +72,107 @@ def _curated(split: Split) -> Iterator[dict[str, Any]]:
     yield from iterate_jsonl(path)
 
 
-def _parts(split: Split, seconds: Seconds) -> Iterator[Part]:
+def _parts(split: Split, seconds: Seconds, ledger: Ledger) -> Iterator[Part]:
     """Cuts in order, until there is enough sound for one."""
     index, waiting, length = 0, [], 0.0
     for row in _curated(split):
         waiting.append(row)
         length += row["duration"]
         if length >= seconds:
-            yield Part(split, index, tuple(waiting))
+            yield _with_known(split, index, waiting, ledger)
             index, waiting, length = index + 1, [], 0.0
     if waiting:
-        yield Part(split, index, tuple(waiting))
+        yield _with_known(split, index, waiting, ledger)
 
 
-def _encode(work: Path, config: TokenizeParams, seconds: Seconds) -> None:
-    """Have every part done that has not been yet."""
+def _with_known(split: Split, index: int, rows: list[dict[str, Any]], ledger: Ledger) -> Part:
+    found = {row["id"]: ledger.get(heard(row)) for row in rows}
+    return Part(split, index, tuple(rows), {name: codes for name, codes in found.items() if codes is not None})
+
+
+def _encode(work: Path, config: TokenizeParams, seconds: Seconds, ledger: Ledger, joiner: "_Joiner") -> None:
+    """Have every part done that has not been yet; meanwhile those that are done are put together."""
     folder = (work / "parts").absolute()
     folder.mkdir(exist_ok=True)
-    joined = {split: sum(entry["parts"] for entry in _joined(work, split)) for split in SPLITS}
-    with progress("tokenize", seconds, "s of audio") as advance:
+    with progress("tokenize", seconds, "s of audio") as advance, ThreadPoolExecutor(1) as beside:
 
         def waiting() -> Iterator[Part]:
             for split in SPLITS:
-                for part in _parts(split, config.tokenize.part_seconds):
-                    if part.index < joined[split] or is_done(part_folder(folder, split, part.index)):
+                for part in _parts(split, config.tokenize.part_seconds, ledger):
+                    if is_done(part_folder(folder, split, part.index)) or part.index < joiner.num_parts(split):
                         advance(part.seconds)
                     else:
                         yield part
 
-        for part, _ in spread(waiting(), partial_call(Tokenizer, config, folder), config.runtime, config.ray):
+        joining: Future[None] | None = None
+        for part, found in spread(waiting(), partial_call(Tokenizer, config, folder), config.runtime, config.ray):
+            rows = {row["id"]: row for row in part.rows}
+            for name, codes in found.items():
+                ledger.add(heard(rows[name]), codes)
             advance(part.seconds)
+            if joining is None or joining.done():
+                _result(joining)
+                joining = beside.submit(joiner.join)
+        _result(joining)
+    joiner.join(to_the_end=True)
 
 
-def _joined(work: Path, split: Split) -> list[dict[str, Any]]:
-    """Entries of the shards that are whole; each also says of how many parts it is."""
-    return [json.loads(path.read_text()) for path in sorted((work / "done").glob(f"{split}.*.json"))]
+def _result(joining: "Future[None] | None") -> None:
+    if joining is not None:
+        joining.result()
 
 
-def _join(work: Path, split: Split, size: float) -> list[dict[str, Any]]:
-    """Put the parts of a split together, as many as make `size` bytes; returns the shards' entries."""
-    entries = _joined(work, split)
-    place = sum(entry["parts"] for entry in entries)
-    while parts := _next_parts(work / "parts", split, place, size):
-        index = len(entries)
-        entry = {**_shard(work / "out" / "shards" / split, index, parts), "parts": len(parts)}
-        write_json(work / "done" / f"{split}.{index:06d}.json", entry)
-        for part in parts:
-            shutil.rmtree(part)
-        entries.append(entry)
-        place += len(parts)
-    return [{name: value for name, value in entry.items() if name != "parts"} for entry in entries]
+class _Joiner:
+    """Puts parts together, in their order, as many as make a shard, and sends shards where they belong."""
 
+    def __init__(self, work: Path, config: TokenizeConfig) -> None:
+        self._work = work
+        self._size = config.shard_mb * _MB
+        self._to = config.to.rstrip("/")
+        self._patience = Patience()
 
-def _next_parts(folder: Path, split: Split, place: int, size: float) -> list[Path]:
-    found: list[Path] = []
-    total = 0
-    while total < size and is_done(part := part_folder(folder, split, place + len(found))):
-        found.append(part)
-        total += sum((part / field).stat().st_size for field in FIELDS if (part / field).is_file())
-    return found
+    def num_parts(self, split: Split) -> int:
+        """How many parts of a split are in shards already."""
+        return sum(entry["parts"] for entry in self._done(split))
+
+    def entries(self, split: Split) -> list[dict[str, Any]]:
+        """The shards of a split, for the manifest."""
+        return [{name: value for name, value in entry.items() if name != "parts"} for entry in self._done(split)]
+
+    def _done(self, split: Split) -> list[dict[str, Any]]:
+        """The manifest's entries of shards that are whole; each also says of how many parts it is."""
+        return [json.loads(path.read_text()) for path in sorted((self._work / "done").glob(f"{split}.*.json"))]
+
+    def join(self, to_the_end: bool = False) -> None:
+        """Make what shards can be made of the parts that are there; `to_the_end`, smaller ones at the end too."""
+        for split in SPLITS:
+            done = self._done(split)
+            index, place = len(done), sum(entry["parts"] for entry in done)
+            while parts := self._next_parts(split, place, to_the_end):
+                folder = self._work / "out" / "shards" / split
+                entry = {**_shard(folder, index, parts), "parts": len(parts)}
+                if self._to:
+                    self._send(folder, split, entry)
+                write_json(self._work / "done" / f"{split}.{index:06d}.json", entry)
+                for part in parts:
+                    shutil.rmtree(part)
+                index, place = index + 1, place + len(parts)
+
+    def _next_parts(self, split: Split, place: int, to_the_end: bool) -> list[Path]:
+        found: list[Path] = []
+        total = 0
+        while total < self._size and is_done(part := part_folder(self._work / "parts", split, place + len(found))):
+            found.append(part)
+            total += sum((part / field).stat().st_size for field in FIELDS if (part / field).is_file())
+        return found if total >= self._size or to_the_end else []
+
+    def _send(self, folder: Path, split: Split, entry: dict[str, Any]) -> None:
+        """Each file under a name of its content, so that versions of the data do not overwrite each other's."""
+        for file in (entry[field] for field in FIELDS if field in entry):
+            path = folder / file["file"]
+            file["file"] = f"{path.stem}.{file['sha256'][:16]}{path.suffix}"
+            send(path, f"{self._to}/{split}/{file['file']}", file["sha256"], self._patience)
+            path.unlink()
 
 
 def _shard(folder: Path, index: int, parts: Sequence[Path]) -> dict[str, Any]:
@@ -149,7 +196,7 @@ def _put_together(target: Path, parts: Sequence[Path], is_tar: bool) -> tuple[st
     with building.open("wb") as file:
         for part in parts:
             with part.open("rb") as source:
-                while piece := source.read(_COPIED):
+                while piece := source.read(BLOCK):
                     sha256.update(piece)
                     file.write(piece)
         if is_tar:
@@ -174,10 +221,11 @@ def _read_back(folder: Path, entry: dict[str, Any]) -> None:
         )
 
 
-def _manifest(entries: dict[Split, list[dict[str, Any]]], codec: Codec, name: str) -> dict[str, Any]:
+def _manifest(entries: dict[Split, list[dict[str, Any]]], codec: Codec, config: TokenizeConfig) -> dict[str, Any]:
     return {
         "format": 1,
-        "codec": {"name": name, "digest": codec.digest, "codes_digest": codec.codes_digest},
+        **({"location": config.to.rstrip("/")} if config.to else {}),
+        "codec": {"name": config.codec, "digest": codec.digest, "codes_digest": codec.codes_digest},
         "sample_rate": codec.sample_rate,
         "frame_rate": codec.frame_rate,
         "num_codebooks": codec.num_codebooks,

@@ -1,15 +1,18 @@
 """Curated cuts to parts of shards: what a worker of `tokenize` does.
 
-A part is the inside of a shard's files: `valle2.corpus.tokenize` puts parts end to end. Tars are written without their
-end, member by member, so that this is a copy of bytes.
+Codes of a cut are the same in whatever company it is encoded, so that those of earlier runs serve as well. A part is
+the inside of a shard's files: `valle2.corpus.tokenize` puts parts end to end. Tars are written without their end,
+member by member, so that this is a copy of bytes.
 """
 
+import base64
 import io
 import json
 import os
 import shutil
 import socket
 import tarfile
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import deepcopy
@@ -43,6 +46,8 @@ class Part:
     index: int
     rows: tuple[dict[str, Any], ...]
     """Cuts as dicts."""
+    known: dict[str, str]
+    """Packed codes of earlier runs, by id."""
 
     @property
     def name(self) -> str:
@@ -77,19 +82,18 @@ class Tokenizer:
         self._store_audio = config.tokenize.store_audio
         self._codec = load_codec(config.tokenize.codec, config.runtime.device)
 
-    def __call__(self, part: Part) -> Seconds:
+    def __call__(self, part: Part) -> dict[str, str]:
+        """Returns packed codes by id, of those that were not known."""
         target = part_folder(self._folder, part.split, part.index)
         building = target.with_name(f"{target.name}.{socket.gethostname()}-{os.getpid()}")
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         # Lhotse takes its argument apart.
         cuts = [MonoCut.from_dict(deepcopy(row)) for row in part.rows]
-        order = sorted(range(len(cuts)), key=lambda place: cuts[place].duration)
-        made: dict[int, Encoded] = {}
-        for first in range(0, len(order), _BATCH):
-            batch = order[first : first + _BATCH]
-            made |= dict(zip(batch, _encode([cuts[place] for place in batch], self._codec), strict=True))
-        encoded = [made[place] for place in range(len(cuts))]
+        samples = [_samples(cut, self._codec) for cut in cuts]
+        known = {place: unpack(part.known[cut.id]) for place, cut in enumerate(cuts) if cut.id in part.known}
+        found = known | self._encode(samples, [place for place in range(len(cuts)) if place not in known])
+        encoded = [Encoded(own, found[place]) for place, own in enumerate(samples)]
         _write(building, cuts, encoded, self._codec, self._store_audio or part.split != "train")
         facts = {
             "cuts_count": len(cuts),
@@ -97,9 +101,19 @@ class Tokenizer:
             "samples": sum(len(item.samples) for item in encoded),
         }
         write_json(building / "facts.json", facts)
-        if not is_done(target):
-            building.replace(target)
-        return part.seconds
+        _put(building, target)
+        return {cut.id: pack(item.codes) for cut, item in zip(cuts, encoded, strict=True) if cut.id not in part.known}
+
+    def _encode(
+        self, samples: Sequence[Int16[np.ndarray, " n"]], places: Sequence[int]
+    ) -> dict[int, Int16[np.ndarray, "k t"]]:
+        """Codes of the samples at these places, those of similar length encoded together."""
+        order = sorted(places, key=lambda place: len(samples[place]))
+        found: dict[int, Int16[np.ndarray, "k t"]] = {}
+        for first in range(0, len(order), _BATCH):
+            batch = order[first : first + _BATCH]
+            found |= dict(zip(batch, _codes([samples[place] for place in batch], self._codec), strict=True))
+        return found
 
 
 def part_folder(folder: Path, split: Split, index: int) -> Path:
@@ -112,17 +126,42 @@ def is_done(part: Path) -> bool:
     return (part / "facts.json").is_file()
 
 
-def _encode(cuts: list[MonoCut], codec: Codec) -> list[Encoded]:
-    """The 16-bit samples of each cut and the codes of these very samples."""
-    waves = [cut.resample(codec.sample_rate).load_audio()[0] * _FULL_SCALE for cut in cuts]
-    samples = [np.clip(np.rint(wave), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16) for wave in waves]
-    padded = np.zeros((len(cuts), max(map(len, samples))), np.float32)
+def _put(building: Path, target: Path) -> None:
+    """The worker of a run that was killed may still be at the same part."""
+    try:
+        building.replace(target)
+    except OSError:
+        if not is_done(target):
+            raise
+        shutil.rmtree(building)
+
+
+def pack(codes: Int16[np.ndarray, "k t"]) -> str:
+    """Codes as text, compressed; see `unpack`."""
+    return f"{len(codes)} {base64.b64encode(zlib.compress(codes.astype('<i2').tobytes())).decode()}"
+
+
+def unpack(packed: str) -> Int16[np.ndarray, "k t"]:
+    """Codes of what `pack` made of them."""
+    num_codebooks, text = packed.split()
+    flat = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i2").astype(np.int16)
+    return flat.reshape(int(num_codebooks), -1)
+
+
+def _samples(cut: MonoCut, codec: Codec) -> Int16[np.ndarray, " n"]:
+    """The cut's sound at the codec's rate, as it is stored."""
+    wave = cut.resample(codec.sample_rate).load_audio()[0] * _FULL_SCALE
+    return np.clip(np.rint(wave), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
+
+
+def _codes(samples: Sequence[Int16[np.ndarray, " n"]], codec: Codec) -> list[Int16[np.ndarray, "k t"]]:
+    """The codes of these very samples."""
+    padded = np.zeros((len(samples), max(map(len, samples))), np.float32)
     for row, own in zip(padded, samples, strict=True):
         row[: len(own)] = own.astype(np.float32) / _FULL_SCALE
     codes = codec.encode(torch.from_numpy(padded), torch.tensor([len(own) for own in samples])).cpu().numpy()
     return [
-        Encoded(own, found[:, : -(-len(own) // codec.hop_length)].astype(np.int16))
-        for own, found in zip(samples, codes, strict=True)
+        found[:, : -(-len(own) // codec.hop_length)].astype(np.int16) for own, found in zip(samples, codes, strict=True)
     ]
 
 
@@ -162,5 +201,5 @@ def flac_bytes(samples: Int16[np.ndarray, " n"], sample_rate: int) -> bytes:
 
 def _npy_bytes(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
-    np.save(stream, array, allow_pickle=False)
+    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
     return stream.getvalue()

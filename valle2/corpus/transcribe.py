@@ -4,7 +4,6 @@ What a worker does with a unit is in `valle2.corpus.transcriber`. Finished units
 versions of the corpus have found out about a recording is not worked out again. Next: `valle2.corpus.curate`.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -20,19 +19,22 @@ from valle2.corpus.ledger import Ledger
 from valle2.corpus.stretches import Stretch, Unit, units
 from valle2.corpus.transcriber import Transcriber, part_file
 from valle2.corpus.truth import Truth
+from valle2.corpus.voices import name_voices
+from valle2.diarisation import load_diariser
 from valle2.errors import SourceError
 from valle2.progress import progress
-from valle2.stage import file_sha256, output, partial, publish, tree_sha256
+from valle2.stage import file_sha256, finish, output, partial, tree_sha256
 from valle2.types import Seconds, StageResult
 from valle2.workers import spread
 
 _CODE = (
     "valle2.aligner", "valle2.asr", "valle2.corpus.given_text", "valle2.corpus.segments", "valle2.corpus.stretches",
-    "valle2.corpus.transcriber", "valle2.text",
+    "valle2.corpus.transcriber", "valle2.corpus.turns", "valle2.corpus.voices", "valle2.corpus.words",
+    "valle2.diarisation", "valle2.text",
 )  # fmt: skip
 """Modules that make a recording's segments."""
 
-_PACKAGES = ("whisperx", "ctranslate2", "torch", "transformers")
+_PACKAGES = ("whisperx", "ctranslate2", "pyannote.audio", "torch", "transformers")
 
 
 @dataclass
@@ -50,12 +52,14 @@ def transcribe(config: TranscribeParams) -> StageResult:
 
     Raises:
         SourceError: Recordings are missing, or there is no usable speech in any.
-        ConfigError: The recogniser or the aligner cannot be loaded.
+        ConfigError: The recogniser, the aligner or the diarisation pipeline cannot be loaded.
         WorkerError: A unit cannot be done.
     """
     path = output("ingest") / "cuts.jsonl"
     if not path.is_file():
         raise SourceError(f"no recordings at {path}; run `valle2 ingest`")
+    if config.transcribe.diarisation:
+        load_diariser(config.transcribe.diarisation, config.runtime.device)  # else it would fail in the middle
     models = _models_sha256(config.transcribe)
     inputs = [config.transcribe.model_dump(), config.runtime.device, models]
     with (
@@ -65,15 +69,14 @@ def transcribe(config: TranscribeParams) -> StageResult:
         plan = _plan(path, work, ledger, config.transcribe.shard_seconds)
         _do(plan, work, config)
         truth = Truth(Path(config.ingest.sources), config.transcribe.language)
-        totals = _merge(path, work, ledger, truth)
+        totals = _merge(path, work, ledger, truth, config.transcribe.same_voice)
         if not totals.segments:
             reasons = ", ".join(sorted(totals.dropped_seconds))
             raise SourceError(
                 f"no usable speech in {totals.audio_seconds / 3600:.2f} h (dropped as {reasons}); check "
                 "`transcribe.language` and `transcribe.model`, and listen to a recording"
             )
-        publish(work / "out", output("transcribe"))
-        shutil.rmtree(work)
+        finish(work, "transcribe")
     return _result(totals, truth.word_error_rate)
 
 
@@ -111,7 +114,7 @@ def _do(plan: Path, work: Path, config: TranscribeParams) -> None:
                 advance(unit.seconds)
 
 
-def _merge(path: Path, work: Path, ledger: Ledger, truth: Truth) -> Totals:
+def _merge(path: Path, work: Path, ledger: Ledger, truth: Truth, same_voice: float) -> Totals:
     """Write the results of all recordings, in their order and one at a time."""
     known = iterate_jsonl(work / "known.jsonl")
     files = (part_file(work / "parts", unit) for unit in _read_plan(work / "units.jsonl"))
@@ -129,7 +132,7 @@ def _merge(path: Path, work: Path, ledger: Ledger, truth: Truth) -> Totals:
             if earlier and earlier["recording"] == name:
                 result, earlier = earlier, next(known, None)
             else:
-                result = _joined(name, list(islice(parts, counts.get(name, 1))))
+                result = _joined(name, list(islice(parts, counts.get(name, 1))), same_voice)
                 ledger.add(recording, result)
             _count(totals, recording, result)
             truth.compare(
@@ -141,10 +144,12 @@ def _merge(path: Path, work: Path, ledger: Ledger, truth: Truth) -> Totals:
     return totals
 
 
-def _joined(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The stretches of a recording as one, its segments numbered."""
+def _joined(name: str, rows: list[dict[str, Any]], same_voice: float) -> dict[str, Any]:
+    """The stretches of a recording as one, its segments numbered and its voices named."""
     assert rows, f"{name} is in no part"
     assert all(row["recording"] == name for row in rows), f"{name} is not where it should be"
+    if any("voices" in row for row in rows):
+        name_voices(name, rows, same_voice)
     segments = [segment for row in rows for segment in row["segments"]]
     for index, segment in enumerate(segments):
         segment["id"] = segment["supervisions"][0]["id"] = f"{name}-{index:03d}"
@@ -165,6 +170,9 @@ def _models_sha256(config: TranscribeConfig) -> list[str]:
     for name, kind in ((config.model, "whisper"), (config.aligner, "aligner")):
         folder = bundled(kind) if name == "bundled" else Path(name or "-")
         found.append(tree_sha256(folder) if folder.is_dir() else name)
+    if pipeline := config.diarisation:
+        place = Path(pipeline)
+        found.append(tree_sha256(place) if place.is_dir() else file_sha256(place) if place.is_file() else pipeline)
     return found
 
 

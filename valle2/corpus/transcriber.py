@@ -3,7 +3,7 @@
 Windows of all recordings in a unit are recognised and aligned together, those of similar length at once. A recording
 without text is cut at its sentences. One that came with text is aligned with that, and kept whole if it is short enough
 for a segment, else cut at its pauses; what is recognised is stored beside, so that `valle2.corpus.curate` can tell
-whether the two agree.
+whether the two agree. Where voices are told apart, a segment has one of them.
 """
 
 import os
@@ -24,8 +24,10 @@ from valle2.asr import ASR_RATE, Asr, Window, cut_out, load_asr
 from valle2.config.transcribe import TranscribeConfig, TranscribeParams
 from valle2.corpus.given_text import give_text
 from valle2.corpus.journal import write_jsonl
-from valle2.corpus.segments import Span, TimedWord, split, whole
+from valle2.corpus.segments import Span, split, whole
 from valle2.corpus.stretches import Stretch, Unit, load
+from valle2.corpus.words import TimedWord
+from valle2.diarisation import Diarised, Diariser, load_diariser
 from valle2.types import Seconds
 
 
@@ -38,13 +40,15 @@ class Heard:
     windows: list[Window]
     facts: dict[str, Any]
     """What is known of all segments of it."""
+    diarised: Diarised | None = None
+    """Who speaks when; None if that is known, or not asked."""
 
 
 class Transcriber:
     """The models, loaded once; call it with a unit and the results are in `folder`.
 
     Raises:
-        ConfigError: The recogniser or the aligner cannot be loaded.
+        ConfigError: The recogniser, the aligner or the diarisation pipeline cannot be loaded.
     """
 
     def __init__(self, config: TranscribeParams, folder: Path) -> None:
@@ -52,9 +56,11 @@ class Transcriber:
         self._options = config.transcribe
         self._folder = folder
         self._asr, self._aligner = load_models(config)
+        name = config.transcribe.diarisation
+        self._diariser = load_diariser(name, config.runtime.device) if name else None
 
     def __call__(self, unit: Unit) -> Seconds:
-        rows = transcribe_unit(unit.stretches, self._asr, self._aligner, self._options)
+        rows = transcribe_unit(unit.stretches, self._asr, self._aligner, self._options, self._diariser)
         path = part_file(self._folder, unit)
         # A worker that was given up as lost may still write, so that each has its own name until it is whole.
         building = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}")
@@ -79,36 +85,42 @@ def load_models(config: TranscribeParams) -> tuple[Asr, Aligner]:
 
 
 def transcribe_unit(
-    stretches: Sequence[Stretch], asr: Asr, aligner: Aligner, config: TranscribeConfig
-) -> list[dict[str, Any]]:
+    stretches: Sequence[Stretch], asr: Asr, aligner: Aligner, config: TranscribeConfig,
+    diariser: Diariser | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Segments and dropped parts of each stretch, which together cover each of its samples once.
 
     Returns:
         A row a stretch: `recording`; `segments`, cuts as dicts; `dropped`, rows of recording, start and end (s),
-        samples and reason.
+        samples and reason; and where voices were told apart, `voices` for `valle2.corpus.voices`.
     """
     if stretches[0].count > 1 and stretches[0].recording["supervisions"][0].get("text"):
-        return list(_transcribe_with_text(stretches, asr, aligner, config))
-    heard = _hear([load(stretch) for stretch in stretches], asr, config)
+        return list(_transcribe_with_text(stretches, asr, aligner, config, diariser))
+    heard = _hear([load(stretch) for stretch in stretches], asr, config, diariser)
     return list(_align([_with_text(item, config) for item in heard], aligner, config))
 
 
 def _transcribe_with_text(
-    stretches: Sequence[Stretch], asr: Asr, aligner: Aligner, config: TranscribeConfig
+    stretches: Sequence[Stretch], asr: Asr, aligner: Aligner, config: TranscribeConfig, diariser: Diariser | None
 ) -> Iterable[dict[str, Any]]:
     """A long recording with its text: the sound of one stretch is in memory at a time, so that each is read twice."""
-    windows, facts = [], []
+    heard = []
     for stretch in stretches:
-        (heard,) = _hear([load(stretch)], asr, config)
-        windows.append(heard.windows)
-        facts.append(heard.facts)
+        (found,) = _hear([load(stretch)], asr, config, diariser)
+        heard.append(replace(found, waveform=found.waveform[:0].copy()))
     text = stretches[0].recording["supervisions"][0]["text"]
-    given = iter(give_text([window for own in windows for window in own], text, config.language))
-    for stretch, own, known in zip(stretches, windows, facts, strict=True):
-        yield from _align([Heard(*load(stretch), [next(given) for _ in own], known)], aligner, config)
+    given = iter(give_text([window for own in heard for window in own.windows], text, config.language))
+    for stretch, own in zip(stretches, heard, strict=True):
+        _, waveform = load(stretch)
+        yield from _align(
+            [replace(own, waveform=waveform, windows=[next(given) for _ in own.windows])], aligner, config
+        )
 
 
-def _hear(parts: Sequence[tuple[MonoCut, Float[np.ndarray, " n"]]], asr: Asr, config: TranscribeConfig) -> list[Heard]:
+def _hear(
+    parts: Sequence[tuple[MonoCut, Float[np.ndarray, " n"]]], asr: Asr, config: TranscribeConfig,
+    diariser: Diariser | None,
+) -> list[Heard]:  # fmt: skip
     speech = [asr.find_speech(waveform) for _, waveform in parts]
     pieces = [cut_out(waveform, *span) for (_, waveform), spans in zip(parts, speech, strict=True) for span in spans]
     texts = iter(asr.recognise_all(pieces))
@@ -119,7 +131,8 @@ def _hear(parts: Sequence[tuple[MonoCut, Float[np.ndarray, " n"]]], asr: Asr, co
             text, logprob = next(texts)
             windows.append(Window(text, *span, logprob))
         facts = _language(waveform, spans, asr) if config.identify_language and spans else {}
-        found.append(Heard(part, waveform, windows, facts))
+        unknown = (part.custom or {}).get("speaker_assumed")
+        found.append(Heard(part, waveform, windows, facts, diariser(waveform) if diariser and unknown else None))
     return found
 
 
@@ -150,11 +163,14 @@ def _align(items: Sequence[Heard], aligner: Aligner, config: TranscribeConfig) -
         about = part.supervisions[0]
         sentences = [sentence for _ in item.windows for sentence in next(aligned)]
         sentences = _joined(sentences) if about.text else sentences
-        if about.text and part.duration <= config.max_duration:
-            spans = whole(sentences, about.text, part.num_samples, part.sampling_rate, config)
+        turns = item.diarised.turns if item.diarised else ()
+        voices = {turn.voice for turn in turns}
+        if about.text and part.duration <= config.max_duration and len(voices) <= 1:
+            spans = whole(sentences, about.text, part.num_samples, part.sampling_rate, config, "".join(voices))
         else:
-            spans = split(sentences, item.windows, part.num_samples, part.sampling_rate, config)
-        yield _row(part, spans, item.facts)
+            spans = split(sentences, item.windows, part.num_samples, part.sampling_rate, config, turns)
+        row = _row(part, spans, item.facts)
+        yield row | ({"voices": item.diarised.voices} if item.diarised else {})
 
 
 def _joined(sentences: Iterable[Sentence]) -> list[Sentence]:
@@ -193,7 +209,7 @@ def _segment(part: MonoCut, span: Span, facts: dict[str, Any]) -> MonoCut:
         part.id, part.recording.id, 0.0, duration, 0, text=span.text, language=about.language, speaker=about.speaker,
         alignment={"word": [_item(word, offset, duration) for word in span.words]},
     )  # fmt: skip
-    custom = {**(part.custom or {}), **facts, **_scores(span)}
+    custom = {**(part.custom or {}), **facts, **_scores(span), **({"voice": span.voice} if span.voice else {})}
     cut = MonoCut(part.id, part.start + offset, duration, 0, [supervision], recording=part.recording, custom=custom)
     assert cut.num_samples == span.end - span.start, f"{part.id}: {cut.num_samples} samples"
     return cut

@@ -5,7 +5,6 @@ to the end of a word, so that the prompt's text is exactly what it says. Where n
 ones follow one another. How cases are scored is in `valle2.evaluation.evaluate`.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from lhotse.cut import Cut
 
 from valle2.config.evaluate import EvaluateConfig
 from valle2.errors import EvaluationError
-from valle2.shards import load_codes, read_shards
+from valle2.shards import load_codes, read_cuts, read_shards
 from valle2.text import normalise
 from valle2.types import Seconds
 
@@ -80,13 +79,12 @@ def assert_unseen(shards: Path, speakers: set[str]) -> None:
     Raises:
         EvaluationError: One is.
     """
-    for path in sorted((shards / "shards" / "train").glob("cuts.*.jsonl")):
-        with path.open() as lines:
-            seen = {supervision["speaker"] for line in lines for supervision in json.loads(line)["supervisions"]}
-        if seen & speakers:
+    for row in read_cuts(shards, "train"):
+        heard = {supervision["speaker"] for supervision in row["supervisions"]} & speakers
+        if heard:
             raise EvaluationError(
-                f"speaker {min(seen & speakers)} is in the test and the train split ({path}); figures would flatter: "
-                "run `valle2 curate` and `valle2 tokenize` again"
+                f"speaker {min(heard)} is in the test and the train split (cut {row['id']} of {shards}); figures would "
+                "flatter: run `valle2 curate` and `valle2 tokenize` again"
             )
 
 

@@ -39,7 +39,7 @@ from valle2.evaluation.summary import summarise
 from valle2.model_folder import write_bundle
 from valle2.progress import Advance, progress
 from valle2.shards import read_manifest
-from valle2.stage import output, partial, publish, tree_sha256, write_bytes, write_json, write_text
+from valle2.stage import finish, output, partial, tree_sha256, write_bytes, write_json, write_text
 from valle2.synthesis import Request, Synthesizer
 from valle2.types import StageResult
 from valle2.vocoder import decoder_digest, load_decoder
@@ -86,8 +86,7 @@ def evaluate(config: EvaluateParams) -> StageResult:
         write_json(out / "cases.json", scored)
         _samples(work / "speech", out / "samples", cases)
         write_report(out / "report", metrics, scored, out / "samples", _context())
-        publish(out, output("evaluate"))
-        shutil.rmtree(work)
+        finish(work, "evaluate")
     figure = (
         f"WER {metrics['wer']:.3f}, SIM {metrics['sim_own']:.3f}, DNSMOS {metrics['dnsmos']:.2f}, {len(cases)} cases"
     )

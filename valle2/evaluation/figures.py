@@ -1,6 +1,5 @@
 """Pictures of the report as bytes that never change: PNG spectrograms, SVG curves that follow the page's theme."""
 
-import base64
 import io
 import math
 from collections.abc import Sequence
@@ -8,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+
+from valle2.pages.page import data_uri
 
 NUM_MELS = 80
 HOP_SECONDS = 0.01
@@ -41,11 +42,6 @@ def spectrogram(wave: Float[np.ndarray, " n"], sample_rate: int) -> str:
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=True)
     return data_uri(stream.getvalue(), "image/png")
-
-
-def data_uri(data: bytes, kind: str) -> str:
-    """Bytes as an address that needs no server."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def curves(title: str, series: Sequence[Series]) -> str:

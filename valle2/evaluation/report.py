@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import soundfile
 
 from valle2.audio import encode_wave
-from valle2.evaluation.figures import Series, curves, data_uri, spectrogram
+from valle2.evaluation.figures import Series, curves, spectrogram
+from valle2.pages.page import data_uri, funnel_rows, render
 from valle2.stage import write_text
 
 TEMPLATE = "report.html.j2"
@@ -56,16 +56,13 @@ def write_report(
     Returns:
         The page's path.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    page = environment.get_template(TEMPLATE).render(
+    page = render(
+        Path(__file__).with_name(TEMPLATE),
         metrics=metrics,
         columns=COLUMNS,
         table=_table(metrics),
         curves=_curves(context.get("history") or {}),
-        funnel=_funnel(context.get("funnel")),
+        funnel=funnel_rows(context.get("funnel")),
         cases=[_case(case, samples) for case in sorted(cases, key=_badness)],
     )
     write_text(folder / "index.html", page)
@@ -102,21 +99,6 @@ def _curves(history: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
             ]
             found.append(curves(f"{kind.upper()}: {meaning}", [one for one in series if one.points]))
     return [svg for svg in found if svg]
-
-
-def _funnel(funnel: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Rows of the retention funnel: what went in, what was dropped and why, what was kept."""
-    if not funnel:
-        return []
-    parts = [("taken in", funnel["in"], False)]
-    parts += [(f"− {reason.replace('_', ' ')}", part, True) for reason, part in sorted(funnel["dropped"].items())]
-    parts += [(f"kept for {split}", part, False) for split, part in funnel["kept"].items()]
-    whole = max(funnel["in"]["hours"], 1e-9)
-    return [
-        {"name": name, "count": part["count"], "hours": f"{part['hours']:.2f}", "lost": lost,
-         "width": round(100 * part["hours"] / whole, 1)}
-        for name, part, lost in parts
-    ]  # fmt: skip
 
 
 def _badness(case: Mapping[str, Any]) -> tuple[bool, float, float, str]:

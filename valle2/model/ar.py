@@ -64,6 +64,7 @@ class ARModel(nn.Module):
         codes: Int[Tensor, "b t"],
         code_lengths: Int[Tensor, "b"],
         words: tuple[Int[Tensor, "b s"], Int[Tensor, "b t"]] | None = None,
+        slots: bool = False,
     ) -> dict[str, Float[Tensor, ""]]:
         """Mean negative log-likelihood over codes, EOS included (equation of 3.3.1).
 
@@ -73,6 +74,8 @@ class ARModel(nn.Module):
             codes: Codebook 0, padded on the right with anything; t and all lengths are multiples of G.
             code_lengths: Frames in each row.
             words: Which word each token belongs to and which is spoken in each frame, from 1; 0 is padding.
+            slots: Whether to tell the loss of each place in a group apart: `loss_slot_0` to `loss_slot_{G-1}`, whose
+                mean is `loss`.
 
         Returns:
             `loss` in nats per code, and the shares of codes that were `top1` and among the `top10`. With `words`, also
@@ -89,7 +92,12 @@ class ARModel(nn.Module):
         rows, columns = (place + starts[2][:, None] - 1)[predicts], predicts.nonzero()[:, 0]
         logits = self.logits(hidden[columns, rows])
         targets = F.pad(groups, (0, 0, 0, 1)).masked_fill((place == lengths[:, None])[..., None], self.eos)
-        figures = code_loss(logits.flatten(0, 1), targets[predicts].flatten())
+        wanted = targets[predicts]
+        figures = code_loss(logits.flatten(0, 1), wanted.flatten())
+        if slots:
+            each = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="none")
+            by_slot = each.view(wanted.shape).mean(0)
+            figures |= {f"loss_slot_{slot}": value for slot, value in enumerate(by_slot)}
         if words is not None:
             figures |= self._guidance(read, text, starts[2], words)
         return figures

@@ -1,61 +1,31 @@
-"""From Shar shards to padded batches, over one flat memory-mapped file of codes.
+"""From Shar shards to padded batches.
 
-The shards are read through once and packed into the stage's work folder. From then on any utterance is one slice away,
-whatever the corpus's size. The order is drawn in `valle2.training.sampler`.
+Unless it is streamed (`valle2.training.streaming`), a split is read through once and packed into one flat
+memory-mapped file of codes in the stage's work folder. From then on any utterance is one slice away, whatever the
+corpus's size. The order is drawn in `valle2.training.sampler`; batches are made ahead in `valle2.training.loader`.
 """
 
-import json
-from dataclasses import astuple, dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from lhotse.cut import Cut
 from torch import Tensor
 
 from valle2.config.model import TransformerConfig
+from valle2.errors import TrainingError
 from valle2.shards import load_codes, read_shards
-from valle2.stage import output, write_json
+from valle2.stage import output
 from valle2.text import Bpe
+from valle2.training.cache import ShardCache
+from valle2.training.codes import Codes, PackedCodes
+from valle2.training.index import ArrayWriter, IndexWriter, Utterance, Utterances, alone
+from valle2.training.rows import Arrays, Row, pad_rows
 from valle2.types import Split
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """One line of the packed index: where the codes are, and what is said by whom.
-
-    Attributes:
-        id: Cut id.
-        speaker: Who.
-        text: BPE tokens.
-        start: First frame in the packed file.
-        num_frames: Frames.
-        breaks: Between two words each: tokens and frames before it. Empty where not asked for, or not known.
-    """
-
-    id: str
-    speaker: str
-    text: list[int]
-    start: int
-    num_frames: int
-    breaks: list[tuple[int, int]] = field(default_factory=list)
-
-    def span(self, begin: tuple[int, int], end: tuple[int, int]) -> "Utterance":
-        """What lies between two breaks."""
-        (token, frame), (last_token, last_frame) = begin, end
-        text = self.text[token:last_token]
-        inner = [(t - token, f - frame) for t, f in self.breaks if frame < f < last_frame]
-        return Utterance(self.id, self.speaker, text, self.start + frame, last_frame - frame, inner)
-
-    def words(self) -> tuple[Int[np.ndarray, "s"], Int[np.ndarray, "t"]]:
-        """The number, from 0, of each token's and of each frame's word; one word where nothing is known of words."""
-        tokens, frames = (np.zeros(size, np.int64) for size in (len(self.text), self.num_frames))
-        for token, frame in self.breaks:
-            tokens[token:] += 1
-            frames[frame:] += 1
-        return tokens, frames
 
 
 @dataclass(frozen=True)
@@ -77,9 +47,22 @@ class Batch:
     text_words: Int[Tensor, "b s"]
     code_words: Int[Tensor, "b t"]
 
+    @classmethod
+    def of(cls, arrays: Arrays) -> "Batch":
+        """Tensors of the types that models take."""
+        return cls(arrays.ids, *(torch.from_numpy(getattr(arrays, name)).long() for name in _TENSORS))
+
     @property
     def num_frames(self) -> int:
         return int(self.code_lengths.sum())
+
+    def positions(self, group_size: int) -> tuple[int, int]:
+        """What the model attends to: text tokens and groups of frames, without and with padding.
+
+        Models put a row's groups right behind its text (`valle2.model.layers.join`), so a row is padded once.
+        """
+        lengths = self.text_lengths + self.code_lengths // group_size
+        return int(lengths.sum()), len(lengths) * int(lengths.max())
 
     def to(self, device: str) -> "Batch":
         """The same on another device."""
@@ -89,23 +72,33 @@ class Batch:
         return replace(self, **tensors)
 
 
+_TENSORS = ("text", "text_lengths", "codes", "code_lengths", "text_words", "code_words")
+
+
+def padding_share(batches: Sequence[Batch], group_size: int) -> float:
+    """Share of the positions of batches that are padding."""
+    counts = [batch.positions(group_size) for batch in batches]
+    return 1 - sum(used for used, _ in counts) / sum(padded for _, padded in counts)
+
+
 class Corpus:
-    """A split's utterances with random access to their codes."""
+    """A split's utterances with random access to their codes.
 
-    def __init__(self, folder: Path, name: str) -> None:
-        index = json.loads((folder / f"{name}.json").read_text())
-        self.utterances = [
-            Utterance(id, speaker, text, start, num_frames, [(token, frame) for token, frame in breaks])
-            for id, speaker, text, start, num_frames, breaks in index["utterances"]
-        ]
-        self.left_out: int = index["left_out"]
-        self.num_frames = sum(utterance.num_frames for utterance in self.utterances)
-        path = folder / f"{name}.npy"
-        self._codes = np.load(path, mmap_mode="r") if self.utterances else np.zeros((0, 0), np.int16)
+    Args:
+        folder: Where `pack` put it.
+        name: Of the split.
+        codes: What reads the codes; None: the packed file.
+        cache: The shards, where the corpus is streamed.
+    """
 
-    def codes(self, utterance: Utterance) -> Int[np.ndarray, "t k"]:
-        """Codes of one utterance, time first."""
-        return self._codes[utterance.start : utterance.start + utterance.num_frames]
+    def __init__(self, folder: Path, name: str, codes: Codes | None = None, cache: ShardCache | None = None) -> None:
+        self.name = name
+        self.utterances = Utterances(folder / name)
+        self.left_out: int = self.utterances.facts["left_out"]
+        self.num_frames: int = self.utterances.facts["frames"]
+        self.codes = codes or PackedCodes(folder / name / "codes.npy")
+        """Gives the codes of one utterance, time first."""
+        self.cache = cache
 
 
 def pack(
@@ -113,7 +106,8 @@ def pack(
 ) -> Corpus:
     """Read a split's shards into one file, or reuse the file of an earlier attempt.
 
-    Utterances beyond the position tables are left out and counted.
+    Utterances beyond the position tables are left out and counted. Ranks of one machine may call this at once: one of
+    them reads, the others wait.
 
     Args:
         split: Which.
@@ -123,27 +117,54 @@ def pack(
         folder: The stage's work folder.
         with_breaks: Whether to keep where words meet.
     """
-    if not (folder / f"{split}.json").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        rows: list[Utterance] = []
-        end = left_out = 0
-        with (folder / f"{split}.raw").open("wb") as file:
-            for cut in read_shards(output("tokenize"), split):
-                text = bpe.encode(cut.supervisions[0].text)
-                codes = load_codes(cut)[:num_codebooks]
-                if len(text) > shape.max_text_tokens or codes.shape[1] > shape.max_frames or not text:
-                    left_out += 1
-                    continue
-                file.write(np.ascontiguousarray(codes.T, dtype=np.int16).tobytes())
-                breaks = word_breaks(cut, bpe, text, codes.shape[1]) if with_breaks else []
-                rows.append(Utterance(cut.id, cut.supervisions[0].speaker, text, end, codes.shape[1], breaks))
-                end += codes.shape[1]
-        if rows:
-            raw = np.memmap(folder / f"{split}.raw", np.int16, "r", shape=(end, num_codebooks))
-            np.save(folder / f"{split}.npy", raw)
-        (folder / f"{split}.raw").unlink()
-        write_json(folder / f"{split}.json", {"utterances": list(map(astuple, rows)), "left_out": left_out})
+    with alone(folder):
+        if not (folder / split).is_dir():
+            with (
+                IndexWriter(folder / split) as index,
+                closing(ArrayWriter(index.building / "codes.npy", "<i2", num_codebooks)) as array,
+            ):
+                end = 0
+                for cut in read_shards(output("tokenize"), split):
+                    text = bpe.encode(cut.supervisions[0].text)
+                    codes = load_codes(cut)[:num_codebooks]
+                    if not fits(len(text), codes.shape[1], shape):
+                        index.leave_out()
+                        continue
+                    breaks = word_breaks(cut, bpe, text, codes.shape[1]) if with_breaks else []
+                    index.add(Utterance(cut.id, cut.supervisions[0].speaker, text, end, codes.shape[1], breaks))
+                    array.extend(codes.T)
+                    end += codes.shape[1]
     return Corpus(folder, split)
+
+
+def fits(num_tokens: int, num_frames: int, shape: TransformerConfig) -> bool:
+    """Whether an utterance can be a row: not empty, and not beyond the position tables."""
+    return 0 < num_tokens <= shape.max_text_tokens and 0 < num_frames <= shape.max_frames
+
+
+def check_size(corpus: Corpus, batch_frames: int, frame_rate: float, kind: str) -> None:
+    """Refuse a training set that does not fill one batch.
+
+    Raises:
+        TrainingError: The sentence says whether there is too little, or it is too long for the model.
+    """
+    count, left_out = len(corpus.utterances), corpus.left_out
+    if not count and not left_out:
+        raise TrainingError(
+            f"the {corpus.name} split is empty; see `artifacts/curate/funnel.json` for what dropped its segments"
+        )
+    if not count:
+        raise TrainingError(
+            f"all {left_out} utterances of the {corpus.name} split are longer than the model's position tables; raise "
+            f"model.{kind}.max_text_tokens or model.{kind}.max_frames"
+        )
+    if corpus.num_frames < batch_frames:
+        more = f" ({left_out} more are longer than model.{kind}'s position tables)" if left_out else ""
+        raise TrainingError(
+            f"training set too small for the batch: {count} utterances{more} with {corpus.num_frames} "
+            f"frames ({corpus.num_frames / frame_rate:.0f} s), less than one batch of {batch_frames} frames; "
+            f"add data, or lower train_{kind}.batch_frames"
+        )
 
 
 def word_breaks(cut: Cut, bpe: Bpe, text: list[int], num_frames: int) -> list[tuple[int, int]]:
@@ -167,38 +188,6 @@ def word_breaks(cut: Cut, bpe: Bpe, text: list[int], num_frames: int) -> list[tu
     return breaks
 
 
-def collate(corpus: Corpus, rows: list[list[Utterance]], group_size: int) -> Batch:
+def collate(corpus: Corpus, rows: Sequence[Row], group_size: int) -> Batch:
     """Read and pad a batch; each row is clipped at its start to whole groups (3.2)."""
-    codes = [np.concatenate([corpus.codes(utterance) for utterance in row]) for row in rows]
-    codes = [row[len(row) % group_size :] for row in codes]
-    texts = [np.concatenate([utterance.text for utterance in row]) for row in rows]
-    code_lengths, text_lengths = [len(row) for row in codes], [len(text) for text in texts]
-    padded_codes = np.zeros((len(rows), codes[0].shape[1], max(code_lengths)), np.int64)
-    padded_text = np.zeros((len(rows), max(text_lengths)), np.int64)
-    text_words, code_words = np.zeros_like(padded_text), np.zeros_like(padded_codes[:, 0])
-    for i, (row, code, text) in enumerate(zip(rows, codes, texts, strict=True)):
-        padded_codes[i, :, : len(code)] = code.T
-        padded_text[i, : len(text)] = text
-        token_words, frame_words = join_words(row)
-        text_words[i, : len(text)] = token_words
-        code_words[i, : len(code)] = frame_words[len(frame_words) - len(code) :]
-    return Batch(
-        ids=[utterance.id for row in rows for utterance in row],
-        text=torch.from_numpy(padded_text),
-        text_lengths=torch.tensor(text_lengths),
-        codes=torch.from_numpy(padded_codes),
-        code_lengths=torch.tensor(code_lengths),
-        text_words=torch.from_numpy(text_words),
-        code_words=torch.from_numpy(code_words),
-    )
-
-
-def join_words(row: list[Utterance]) -> tuple[Int[np.ndarray, "s"], Int[np.ndarray, "t"]]:
-    """The number, from 1, of each token's and of each frame's word in a row of utterances."""
-    tokens, frames, first = [], [], 1
-    for utterance in row:
-        token_words, frame_words = utterance.words()
-        tokens.append(token_words + first)
-        frames.append(frame_words + first)
-        first = int(tokens[-1][-1]) + 1
-    return np.concatenate(tokens), np.concatenate(frames)
+    return Batch.of(pad_rows(corpus.codes, rows, group_size))

@@ -12,6 +12,7 @@ from valle2.model.ar import ARModel
 from valle2.model.layers import TransformerShape
 from valle2.model.nar import NARModel, draw_condition_lengths
 from valle2.training.data import Batch
+from valle2.training.flops import ar_flops, nar_flops
 
 Kind = Literal["ar", "nar"]
 
@@ -46,6 +47,8 @@ class Objective(Protocol):
     group_size: int
     weights: dict[str, float]
     """What is minimised: figures of `loss` and their weights."""
+    read_blocks: tuple[int, ...]
+    """Blocks whose weights `loss` reads from outside of them."""
 
     def build(self, vocab_size: int) -> nn.Module:
         """A model with random weights."""
@@ -55,6 +58,9 @@ class Objective(Protocol):
 
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The same on a held-out batch, without random choices."""
+
+    def flops(self, batch: Batch) -> float:
+        """Of one training step on a batch, forward and backward; see `valle2.training.flops`."""
 
 
 class AR:
@@ -67,17 +73,26 @@ class AR:
         self.train, self.shape, self.group_size = config.train_ar, config.model.ar, config.model.group_size
         self.codebook_size = codec.codebook_size
         self.weights = {"loss": 1.0} | (dict.fromkeys(("guide", "word"), self.train.guide) if self.train.guide else {})
+        self.read_blocks: tuple[int, ...] = (self.shape.num_layers // 2,) if self.train.guide else ()
 
     def build(self, vocab_size: int) -> ARModel:
         return ARModel(TransformerShape(**self.shape.model_dump()), vocab_size, self.group_size, self.codebook_size)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        assert isinstance(model, ARModel)
-        words = (batch.text_words, batch.code_words) if self.train.guide else None
-        return model.loss(batch.text, batch.text_lengths, batch.codes[:, 0], batch.code_lengths, words)
+        return self._loss(model, batch, slots=False)
 
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return self.loss(model, batch)
+        """The same, and the loss of each place in a group, `loss_slot_0` and so on."""
+        return self._loss(model, batch, slots=True)
+
+    def _loss(self, model: nn.Module, batch: Batch, slots: bool) -> dict[str, Tensor]:
+        assert isinstance(model, ARModel)
+        words = (batch.text_words, batch.code_words) if self.train.guide else None
+        return model.loss(batch.text, batch.text_lengths, batch.codes[:, 0], batch.code_lengths, words, slots)
+
+    def flops(self, batch: Batch) -> float:
+        lengths = batch.text_lengths.tolist(), batch.code_lengths.tolist()
+        return ar_flops(TransformerShape(**self.shape.model_dump()), *lengths, self.group_size, self.codebook_size)
 
 
 class NAR:
@@ -85,6 +100,7 @@ class NAR:
 
     kind: Kind = "nar"
     group_size = 1
+    read_blocks: tuple[int, ...] = ()
 
     def __init__(self, config: TrainParams, codec: CodecFacts) -> None:
         self.train, self.shape = config.train_nar, config.model.nar
@@ -109,6 +125,10 @@ class NAR:
         for one in each:
             figures |= {name: value for name, value in one.items() if name not in figures}
         return figures
+
+    def flops(self, batch: Batch) -> float:
+        lengths = batch.text_lengths.tolist(), batch.code_lengths.tolist()
+        return nar_flops(TransformerShape(**self.shape.model_dump()), *lengths, codebook_size=self.codebook_size)
 
     def _loss(self, model: nn.Module, batch: Batch, codebook: int, condition: Tensor) -> dict[str, Tensor]:
         assert isinstance(model, NARModel)

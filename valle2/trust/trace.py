@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from valle2.errors import LineageError
+from valle2.errors import LineageError, StorageError
+from valle2.shards import ShardFiles
 from valle2.stage import output
 from valle2.trust.consent import Consent
 from valle2.trust.lineage import ModelRecord, StageRecord
@@ -174,7 +175,7 @@ def _data(
     try:
         shards, used = _shards(stages["tokenize"].outs, objects)
         return shards, _voices(stages, objects, used)
-    except LineageError as error:
+    except (LineageError, StorageError) as error:
         notes.append(str(error))
         return (), ()
 
@@ -187,8 +188,10 @@ def _shards(outs: dict[str, str], objects: ObjectReader) -> tuple[tuple[Shard, .
     used: dict[str, tuple[str, str]] = {}
     for split in (split for split in SPLITS if split in manifest["splits"]):
         for shard in manifest["splits"][split]["shards"]:
-            path = f"{root}/shards/{split}/{shard['cuts']['file']}"
-            rows = _rows(objects.read(outs, path))
+            if "location" in manifest:
+                rows = _rows(ShardFiles(output("tokenize"), manifest)(split, shard["cuts"]).read_bytes())
+            else:
+                rows = _rows(objects.read(outs, f"{root}/shards/{split}/{shard['cuts']['file']}"))
             used |= {row["id"]: (split, row["supervisions"][0]["text"]) for row in rows}
             sha256 = {file["file"]: file["sha256"] for file in shard.values() if isinstance(file, dict)}
             shards.append(Shard(split, sha256, len(rows), shard["frames"]))
