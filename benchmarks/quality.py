@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> Sequence[Figure]:
     options.out = options.out.absolute()
     os.chdir(options.workspace)
     config = load_config(PARAMS)
-    cases = choose_cases(output("tokenize"), config.evaluate, config.transcribe.language)[: options.cases]
+    cases = choose_cases(output("tokenize"), config)[: options.cases]
     model = Path(options.model) if options.model else output("evaluate") / "model"
     kinds: list[Weights] = ["float32", "bfloat16", "int8"] if has_bfloat16() else ["float32", "int8"]
     voices = {kind: Synthesizer.from_path(model, weights=kind) for kind in kinds}
@@ -58,6 +58,8 @@ def losses(voice: Synthesizer, cases: Sequence[Case]) -> dict[str, float]:
     """Mean loss in nats per code of AR and NAR on the test speakers' own readings."""
     found: dict[str, list[float]] = {"AR loss": [], "NAR loss": []}
     for case in cases:
+        if case.codes is None:
+            continue
         text = torch.tensor([voice.bpe.encode(normalise(case.text))])
         lengths = torch.tensor([text.shape[1]])
         codes = clip_start(torch.from_numpy(case.codes.astype(np.int64)), voice.ar.group_size)[None]

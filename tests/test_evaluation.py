@@ -11,14 +11,17 @@ from lhotse.supervision import AlignmentItem
 
 from tests import fabricated
 from valle2.config.evaluate import EvaluateConfig
+from valle2.config.params import Config
 from valle2.config.promote import GateConfig
 from valle2.errors import EvaluationError
 from valle2.evaluation import evaluate as stage
+from valle2.evaluation import scorer
 from valle2.evaluation.cases import choose_cases, choose_prompt, cut_prompt
 from valle2.evaluation.figures import Series, curves
 from valle2.evaluation.gate import judge
-from valle2.evaluation.metrics import corpus_wer, ending, interval, similarity, sound_seconds, word_errors
+from valle2.evaluation.metrics import corpus_wer, ending, similarity, sound_seconds, word_errors
 from valle2.evaluation.report import write_report
+from valle2.evaluation.statistics import interval
 from valle2.evaluation.summary import summarise
 from valle2.shards import read_manifest
 from valle2.stage import file_sha256, output, write_json
@@ -131,9 +134,17 @@ class Deaf:
 
     calls = 0
 
-    def recognise(self, waveform) -> str:
+    def find_speech(self, waveform):
         Deaf.calls += 1
-        return ""
+        return []
+
+    def recognise_all(self, waveforms):
+        assert waveforms == []
+        return []
+
+
+def with_settings(config: Config, **settings) -> Config:
+    return config.model_copy(update={"evaluate": EvaluateConfig(**{**config.evaluate.model_dump(), **settings})})
 
 
 def train_ten_steps(config) -> None:
@@ -152,7 +163,7 @@ def evaluated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(stage, "load_asr", lambda *args, **options: Deaf())
+        patch.setattr(scorer, "load_asr", lambda *args, **options: Deaf())
         config = fabricated.workspace(folder)
         train_ten_steps(config)
         result = stage.evaluate(config)
@@ -179,8 +190,9 @@ def everything() -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_a_killed_evaluation_goes_on_and_gives_the_same_bytes(evaluated, monkeypatch):
+def test_a_killed_evaluation_goes_on_and_gives_the_same_bytes(evaluated, monkeypatch, tmp_path):
     config, _ = evaluated
+    monkeypatch.setenv("VALLE2_HOME", str(tmp_path))
     before, calls = everything(), Deaf.calls
     limit = calls + 5
 
@@ -188,14 +200,28 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_bytes(evaluated, monkeyp
         Deaf.calls += 1
         if Deaf.calls == limit:
             raise KeyboardInterrupt
-        return ""
+        return []
 
-    monkeypatch.setattr(Deaf, "recognise", stop_there)
+    monkeypatch.setattr(Deaf, "find_speech", stop_there)
     with pytest.raises(KeyboardInterrupt):
         stage.evaluate(config)
+    spoken = list((output("evaluate").parent / ".partial" / "evaluate" / "speech").rglob("*.wav"))
+    times = {path: path.stat().st_mtime_ns for path in spoken if path.parent.name == "model"}
+    monkeypatch.setattr(stage, "finish", lambda work, name: None)
+    stage.evaluate(config)
+    assert {path: path.stat().st_mtime_ns for path in times} == times and len(times) == 4
+    monkeypatch.undo()
     stage.evaluate(config)
     assert everything() == before
-    assert Deaf.calls - calls == 12 + 1
+
+
+def test_a_second_evaluation_computes_nothing(evaluated, monkeypatch):
+    config, _ = evaluated
+    for name in ("load_asr", "load_speaker_encoder", "Dnsmos"):
+        monkeypatch.setattr(scorer, name, lambda *args, **options: pytest.fail("a model was loaded"))
+    before = everything()
+    stage.evaluate(config)
+    assert everything() == before
 
 
 def test_the_report_needs_no_server_and_is_byte_stable(evaluated, tmp_path):
@@ -218,8 +244,8 @@ def test_text_in_the_report_is_escaped(evaluated, tmp_path):
 
 
 def test_cases_are_spread_over_speakers_and_prompts_are_other_utterances(evaluated):
-    settings = EvaluateConfig(num_cases=3, prompt_seconds=1.0)
-    cases = choose_cases(output("tokenize"), settings, "en")
+    config, _ = evaluated
+    cases = choose_cases(output("tokenize"), with_settings(config, num_cases=3, prompt_seconds=1.0))
     assert [case.speaker for case in cases] == ["dee", "eve", "dee"]
     for case in cases:
         assert case.id not in case.prompt.cut_ids
@@ -236,12 +262,12 @@ def test_a_speaker_of_training_is_no_test_speaker(evaluated, tmp_path):
     manifest["splits"]["train"]["shards"][0]["cuts"]["sha256"] = file_sha256(path)
     write_json(shards / "manifest.json", manifest)
     with pytest.raises(EvaluationError, match="speaker dee is in the test and the train split"):
-        choose_cases(shards, EvaluateConfig(), "en")
+        choose_cases(shards, evaluated[0])
 
 
 def test_no_fitting_sentence_is_an_error_that_names_the_fields(evaluated):
     with pytest.raises(EvaluationError, match=r"evaluate.min_target_seconds"):
-        choose_cases(output("tokenize"), EvaluateConfig(min_target_seconds=9.0), "en")
+        choose_cases(output("tokenize"), with_settings(evaluated[0], min_target_seconds=9.0))
 
 
 def test_one_speaker_has_no_others_and_the_gate_says_so(evaluated):

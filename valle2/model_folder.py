@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from valle2.bundled import bundled
 from valle2.config.sampling import SamplingConfig
 from valle2.errors import ModelError
-from valle2.stage import write_json
+from valle2.stage import digest, file_sha256, write_json
 from valle2.vocoder import OWN, PUBLISHED, decoder_digest, vocoder_files
 
 FORMAT = 1
@@ -99,3 +99,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if facts.get("format") != FORMAT:
         raise ModelError(f"{path} is of format {facts.get('format')}, this version reads {FORMAT}; update valle2")
     return facts
+
+
+def model_sha256(folder: Path) -> str:
+    """SHA-256 of all that a voice model's speech is made of, wherever its folder is: two of the same speak the same."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors"))
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return digest([[name, file_sha256(path)] for name, path in names.items() if not name.startswith("lineage/")])

@@ -295,6 +295,11 @@ class Synthesizer:
         spoken = iter(self.synthesize_batch([part for text in texts for part in text], sampling, on_frames))
         return [join_spoken(list(islice(spoken, len(text))), self.sample_rate) for text in texts]
 
+    def pieces(self, request: Request) -> list[Request]:
+        """The request itself where the model reads its text at once, else its sentences."""
+        tokens = self._num_tokens(request.prompt_text) + self._num_tokens(request.text)
+        return [request] if tokens <= self._text_limit else self.sentences(request)
+
     def sentences(self, request: Request) -> list[Request]:
         """A request for each piece that `split` makes of its text, with seeds that count up."""
         return [replace(request, text=text, seed=request.seed + i) for i, text in enumerate(self.split(request))]

@@ -5,7 +5,7 @@ The recogniser and the speaker encoder that choose must be named beside any figu
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +25,19 @@ SEED_STRIDE = 1_000_003
 """Between the seeds of a text's readings; the first reading is the one that there would be without a choice."""
 
 Choice = Literal["sort", "sim", "wer"]
+
+
+class Judged(Protocol):
+    """What is chosen by: similarity (cosine) to the prompt, and word error rate."""
+
+    @property
+    def sim(self) -> float: ...
+
+    @property
+    def wer(self) -> float: ...
+
+
+AnyJudged = TypeVar("AnyJudged", bound=Judged)
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ def read_often(
     return [readings[start : start + num_readings] for start in range(0, len(readings), num_readings)]
 
 
-def choose(readings: Sequence[Reading], by: Choice = "sort") -> Reading:
+def choose(readings: Sequence[AnyJudged], by: Choice = "sort") -> AnyJudged:
     """The best reading; of equal ones the first.
 
     Args:

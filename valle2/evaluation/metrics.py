@@ -1,26 +1,24 @@
-"""What the numbers are: word errors, speaker similarity, DNSMOS, and speech that does not end or ends too early.
+"""What the numbers are: word errors, speaker similarity, DNSMOS, UTMOS, repetition, silence, and wrong endings.
 
 Each metric names the model that measures it, because figures of different models do not compare (the same system has
 SIM .33 with one encoder and .77 with another). Which speech is scored is in `valle2.evaluation.evaluate`.
 """
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import jiwer
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from valle2.asr import ASR_RATE, quiet
 from valle2.errors import EvaluationError
 from valle2.text import normalise
 from valle2.types import Seconds
 
-NUM_RESAMPLES = 2_000
-"""Bootstrap resamples of an interval."""
 WAVLM = "microsoft/wavlm-base-plus-sv"
 FRAME = 0.02
 """Seconds of one loudness value."""
@@ -99,7 +97,7 @@ class Resemblyzer:
             from resemblyzer import VoiceEncoder
 
             self._encoder = VoiceEncoder("cpu", verbose=False)
-        self.name = f"resemblyzer {importlib.metadata.version('resemblyzer')} (GE2E)"
+        self.name = speaker_encoder_name("resemblyzer")
 
     def embed(self, wave: Float[np.ndarray, " n"]) -> Float[np.ndarray, " d"]:
         """A vector of length 1, zero for silence."""
@@ -136,6 +134,11 @@ class WavLmSpeakerVerifier:
         inputs = self._extractor(wave, sampling_rate=ASR_RATE, return_tensors="pt")
         with torch.inference_mode():
             return _unit(self._model(**inputs).embeddings[0].numpy())
+
+
+def speaker_encoder_name(name: Literal["resemblyzer", "wavlm-sv"]) -> str:
+    """SIM's model as it is printed."""
+    return WAVLM if name == "wavlm-sv" else f"resemblyzer {importlib.metadata.version('resemblyzer')} (GE2E)"
 
 
 def load_speaker_encoder(name: Literal["resemblyzer", "wavlm-sv"]) -> SpeakerEncoder:
@@ -218,26 +221,18 @@ def sound_seconds(wave: Float[np.ndarray, " n"], sample_rate: int) -> Seconds:
 
 def _sound(wave: Float[np.ndarray, " n"], sample_rate: int) -> tuple[Seconds, Seconds]:
     """Times of the first and the last frame that is no silence; both 0 if all is silence."""
-    hop = round(FRAME * sample_rate)
-    if len(wave) < hop:
-        return 0.0, 0.0
-    frames = wave[: len(wave) // hop * hop].astype(np.float64).reshape(-1, hop)
-    level = 10 * np.log10(np.mean(frames**2, axis=1) + 1e-12)
-    loud = np.flatnonzero((level > SILENCE_FLOOR) & (level > level.max() - SILENCE_BELOW_PEAK))
+    loud = np.flatnonzero(_loud(wave, sample_rate))
     return (float(loud[0] * FRAME), float((loud[-1] + 1) * FRAME)) if len(loud) else (0.0, 0.0)
 
 
-def interval(num_cases: int, statistic: Callable[[Float[np.ndarray, " n"]], float], seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval over cases.
-
-    Args:
-        num_cases: Cases to draw from, with replacement.
-        statistic: The figure of the cases with these indices.
-        seed: Of the draws; the same seed gives the same interval.
-    """
-    draws = np.random.default_rng(seed).integers(0, num_cases, (NUM_RESAMPLES, num_cases))
-    low, high = np.percentile([statistic(draw) for draw in draws], [2.5, 97.5])
-    return float(low), float(high)
+def _loud(wave: Float[np.ndarray, " n"], sample_rate: int) -> Bool[np.ndarray, " t"]:
+    """Which frames are no silence."""
+    hop = round(FRAME * sample_rate)
+    if len(wave) < hop:
+        return np.zeros(0, bool)
+    frames = wave[: len(wave) // hop * hop].astype(np.float64).reshape(-1, hop)
+    level = 10 * np.log10(np.mean(frames**2, axis=1) + 1e-12)
+    return (level > SILENCE_FLOOR) & (level > level.max() - SILENCE_BELOW_PEAK)
 
 
 def _unit(vector: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
@@ -245,9 +240,67 @@ def _unit(vector: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
     return vector / length if length > 0 else vector
 
 
+@dataclass(frozen=True)
+class Mos:
+    """DNSMOS of a clip, 1 to 5: P.808 (4.1.3), and P.835's signal, background and overall quality."""
+
+    p808: float
+    sig: float
+    bak: float
+    ovrl: float
+
+
+class Dnsmos:
+    """Microsoft's DNSMOS as the speechmos package runs it, windows of 9.01 s that move by one second."""
+
+    def __init__(self) -> None:
+        import speechmos.dnsmos
+
+        self._speechmos = speechmos.dnsmos
+
+    def rate(self, wave: Float[np.ndarray, " n"]) -> Mos:
+        """Scores of a clip at `ASR_RATE`; what is above full scale is clipped, as it would be in a file."""
+        found = self._speechmos.run(np.clip(wave, -1, 1), ASR_RATE)
+        return Mos(*(float(found[name]) for name in ("p808_mos", "sig_mos", "bak_mos", "ovrl_mos")))
+
+
 def dnsmos_name() -> str:
-    """DNSMOS's model as it is printed (the P.808 one, 4.1.3); `valle2.corpus.quality.Dnsmos` runs it."""
-    return f"DNSMOS P.808 (model_v8 of speechmos {importlib.metadata.version('speechmos')})"
+    """DNSMOS's models as they are printed."""
+    version = importlib.metadata.version("speechmos")
+    return f"DNSMOS P.808 (model_v8) and P.835 (sig_bak_ovr) of speechmos {version}"
+
+
+class Utmos:
+    """UTMOS from a TorchScript file, which is asked with (wave [B, N], sample rate), as SpeechMOS's predictors are."""
+
+    def __init__(self, path: Path) -> None:
+        import torch
+
+        try:
+            self._model = torch.jit.load(str(path)).eval()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise EvaluationError(
+                f"UTMOS cannot be loaded from {path} ({str(error).splitlines()[0]}); `evaluate.utmos` names a "
+                "TorchScript file, or is empty: DNSMOS is always measured"
+            ) from error
+
+    def rate(self, wave: Float[np.ndarray, " n"]) -> float:
+        """Score of a clip at `ASR_RATE`, 1 to 5."""
+        import torch
+
+        with torch.inference_mode():
+            return float(self._model(torch.from_numpy(wave)[None].float(), ASR_RATE).squeeze())
+
+
+def repetition(codes: Int[np.ndarray, "k t"]) -> float:
+    """Share of frames whose first code is the one before it; a model that is caught in a loop has many."""
+    return float(np.mean(codes[0, 1:] == codes[0, :-1])) if codes.shape[1] > 1 else 0.0
+
+
+def silence(wave: Float[np.ndarray, " n"], sample_rate: int) -> float:
+    """Share of 20 ms frames that are silence: 40 dB under the loudest, or below -60 dBFS."""
+    loud = _loud(wave, sample_rate)
+    return float(1 - loud.mean()) if len(loud) else 1.0
 
 
 def asr_name(model: str) -> str:

@@ -129,6 +129,7 @@ def _case(case: Mapping[str, Any], samples: Path) -> dict[str, Any]:
                 ("model", "VALL-E 2"), ("prompt", "Prompt"), ("ground_truth", "Ground truth"),
                 ("reconstruction", "Codec round trip"),
             )
+            if (samples / f"{case['id']}.{name}.wav").is_file()
         ],
     }  # fmt: skip
 

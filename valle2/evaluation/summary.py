@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 
 from valle2.config.evaluate import EvaluateConfig
-from valle2.evaluation.metrics import interval
+from valle2.evaluation.statistics import interval
 
-PREFIXES = {"model": "", "ground_truth": "ground_truth_", "reconstruction": "reconstruction_"}
+MEANS = (
+    "sim_own", "sim_reconstructed", "dnsmos", "dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl", "utmos", "repetition",
+    "silence",
+)  # fmt: skip
+"""Figures that are means over cases."""
 
 Statistic = Callable[[np.ndarray], float]
 
@@ -16,7 +20,7 @@ Statistic = Callable[[np.ndarray], float]
 def summarise(
     cases: Sequence[Mapping[str, Any]], names: Mapping[str, str], settings: EvaluateConfig, seed: int
 ) -> dict[str, Any]:
-    """The figures of all rows.
+    """The figures of all protocols and rows.
 
     Args:
         cases: As in `cases.json`.
@@ -25,25 +29,40 @@ def summarise(
         seed: Of the intervals.
 
     Returns:
-        `wer`, `sim_own`, `sim_other`, `sim_wins`, `dnsmos`, each with `_low` and `_high` (95 %), `inf` and `cut`; the
-        same with `ground_truth_` and `reconstruction_` before it; counts, names and thresholds. SIM to others is left
-        out where there is one speaker only.
+        `[<protocol>_][<row>_]<figure>`, the first protocol without its name and the model's own speech without a row:
+        `wer`, `wer_substitutions`,..., `sim_own`, `sim_other`, `sim_wins`, `sim_reconstructed`, `dnsmos`,
+        `dnsmos_sig`,..., `inf`, `cut`, `repetition`, `silence`, each with `_low` and `_high` (95 %); `num_cases` and
+        `num_speakers`; names and thresholds. SIM to others is left out where there is one speaker only, INF and CUT
+        where nobody could end wrongly.
     """
+    protocols = list(dict.fromkeys(case["protocol"] for case in cases))
     result: dict[str, Any] = {
-        "num_cases": len(cases),
-        "num_speakers": len({case["speaker"] for case in cases}),
+        "protocols": ",".join(protocols),
         "inf_trailing_silence_s": settings.trailing_silence,
         "cut_share_of_reference": settings.cut_words_share,
+        "num_readings": settings.num_readings,
         **names,
     }
-    for row, prefix in PREFIXES.items():
-        rows = [case["rows"][row] for case in cases]
-        for name, statistic in _statistics(rows).items():
-            result[prefix + name] = round(statistic(np.arange(len(rows))), 6)
-            if not name.startswith("wer_"):
-                low, high = interval(len(rows), statistic, seed)
-                result[f"{prefix}{name}_low"], result[f"{prefix}{name}_high"] = round(low, 6), round(high, 6)
+    for place, protocol in enumerate(protocols):
+        own = [case for case in cases if case["protocol"] == protocol]
+        prefix = f"{protocol.replace('-', '_')}_" if place else ""
+        result[f"{prefix}num_cases"] = len(own)
+        result[f"{prefix}num_speakers"] = len({case["speaker"] for case in own})
+        for row in dict.fromkeys(row for case in own for row in case["rows"]):
+            rows = [case["rows"][row] for case in own if row in case["rows"]]
+            result |= _figures(rows, prefix + ("" if row == "model" else f"{row}_"), seed)
     return result
+
+
+def _figures(rows: Sequence[Mapping[str, Any]], prefix: str, seed: int) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, statistic in _statistics(rows).items():
+        low, high = interval(len(rows), statistic, seed)
+        values = (statistic(np.arange(len(rows))), low, high)
+        found |= {
+            prefix + name + end: round(value, 6) for end, value in zip(("", "_low", "_high"), values, strict=True)
+        }
+    return found
 
 
 def _statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
@@ -56,8 +75,9 @@ def _statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
     found: dict[str, Statistic] = {"wer": _ratio(total, errors["words"])}
     for kind in ("substitutions", "deletions", "insertions"):
         found[f"wer_{kind}"] = _ratio(errors[kind], errors["words"])
-    for name in ("sim_own", "dnsmos"):
-        found[name] = _mean([row[name] for row in rows])
+    for name in MEANS:
+        if all(name in row for row in rows):
+            found[name] = _mean([row[name] for row in rows])
     if all(row["sim_others"] for row in rows):
         found["sim_other"] = _mean([float(np.mean(row["sim_others"])) for row in rows])
         pairs = np.array([len(row["sim_others"]) for row in rows], float)
