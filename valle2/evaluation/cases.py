@@ -163,16 +163,16 @@ def assert_unseen(shards: Path, cuts: Sequence[Cut]) -> None:
     speakers = {cut.supervisions[0].speaker for cut in cuts}
     recordings = {cut.recording_id for cut in cuts}
     for row in read_cuts(shards, "train"):
-        where = f"the train split (cut {row['id']} of {shards}); figures would flatter: "
+        where = f"the test and the train split (cut {row['id']} of {shards}); figures would flatter: "
         heard = {supervision["speaker"] for supervision in row["supervisions"]} & speakers
         if heard:
             raise EvaluationError(
-                f"speaker {min(heard)} is in the test and in {where}run `valle2 curate` and `valle2 tokenize` again, "
+                f"speaker {min(heard)} is in {where}run `valle2 curate` and `valle2 tokenize` again, "
                 "or take the speaker out of the protocol's CutSet"
             )
         if (row.get("recording") or {}).get("id") in recordings:
             raise EvaluationError(
-                f"recording {row['recording']['id']} is in the test and in {where}take it out of the protocol's CutSet"
+                f"recording {row['recording']['id']} is in {where}take it out of the protocol's CutSet"
             )
 
 
