@@ -24,7 +24,7 @@ def case(name: str, errors: int = 0, words: int = 10, sim: float = 0.5, protocol
 
 
 def test_the_interval_of_wer_covers_the_truth() -> None:
-    """Cases of 5 to 20 words, each word wrong with a chance of the case's own: what share of intervals holds the mean?"""
+    """Cases of 5 to 20 words, each word wrong with a chance of the case's own: how many intervals hold the mean?"""
     rng = np.random.default_rng(5)
     covered, rounds = 0, 200
     for turn in range(rounds):
@@ -154,7 +154,7 @@ def test_utmos_is_asked_where_its_weights_are_and_missed_where_they_are_not(wave
     found = scorer.listen(waves[:1], 24_000)[0].utmos
     assert found is not None and 2 < found < 3
     assert "utmos.pt, SHA-256" in scorer.names["utmos_model"]
-    with pytest.raises(EvaluationError, match="no UTMOS at .*none.pt; .* DNSMOS .* is always measured"):
+    with pytest.raises(EvaluationError, match=r"no UTMOS at .*none.pt; .* DNSMOS .* is always measured"):
         Scorer(EvaluateParams(evaluate=EvaluateConfig(utmos=str(tmp_path / "none.pt"))), tmp_path)
     path.write_bytes(b"nothing")
     with pytest.raises(EvaluationError, match="UTMOS cannot be loaded"):
