@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 
@@ -277,3 +278,78 @@ def test_one_speaker_has_no_others_and_the_gate_says_so(evaluated):
     metrics = summarise(cases, {}, EvaluateConfig(), 0)
     assert "sim_wins" not in metrics
     assert any("no figure `sim_wins`" in reason for reason in judge(metrics, GateConfig()).reasons)
+
+
+@pytest.fixture(scope="module")
+def by_protocols(evaluated, tmp_path_factory):
+    """The same model by three protocols, each text read twice."""
+    config, _ = evaluated
+    protocols = [
+        {"name": "librispeech-prefix", "prompt_seconds": 0.7, "min_target_seconds": 1.0, "num_cases": 2},
+        {"name": "hard", "num_cases": 6, "prompt_seconds": 1.0},
+        {"name": "vctk-3s", "num_cases": 2},
+    ]
+    config = with_settings(config, protocols=protocols, num_readings=2)
+    work = tmp_path_factory.mktemp("protocols")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scorer, "load_asr", lambda *args, **options: Deaf())
+        cases = choose_cases(output("tokenize"), config)
+        yield config, cases, *stage.evaluate_model(output("evaluate") / "model", cases, config, work), work
+
+
+def test_a_prefix_is_scored_whole_and_without_its_prompt(by_protocols):
+    _, cases, scored, _, work = by_protocols
+    rows = scored[0]["rows"]
+    names = {"model", "continuation", "ground_truth", "reconstruction"}
+    names |= {"ground_truth_continuation", "reconstruction_continuation", "sorted", "oracle"}
+    assert set(rows) == names
+    prompt = len(cases[0].prompt.wave) / 24_000
+    for whole, end in (("model", "continuation"), ("ground_truth", "ground_truth_continuation")):
+        # The codec gives whole frames of 320 samples back.
+        assert rows[whole]["seconds"] - rows[end]["seconds"] == pytest.approx(prompt, abs=320 / 24_000)
+        assert rows[whole]["errors"]["words"] - rows[end]["errors"]["words"] == len(cases[0].prompt.text.split())
+    assert rows["ground_truth"]["sim_own"] > rows["ground_truth_continuation"]["sim_own"] - 0.05
+    wave = soundfile.read(work / "speech" / "ground_truth_continuation" / f"{cases[0].id}.wav")[0]
+    assert np.allclose(wave, cases[0].reference[len(cases[0].prompt.wave) :], atol=1e-4)
+
+
+def test_hard_texts_have_but_the_models_row_and_their_category(by_protocols):
+    _, _, scored, _, _ = by_protocols
+    hard = [case for case in scored if case["protocol"] == "hard"]
+    assert [case["id"].split(".")[1] for case in hard[:2]] == ["repeated-words-01", "tongue-twisters-01"]
+    assert all(set(case["rows"]) == {"model", "sorted", "oracle"} for case in hard)
+    assert len({case["category"] for case in hard}) == 6
+    long = next(case for case in hard if case["category"] == "very-long")
+    assert long["rows"]["model"]["ending"]["pieces"] > 1
+
+
+def test_the_best_of_two_is_no_worse_in_what_it_is_chosen_by(by_protocols):
+    config, _, scored, names, _ = by_protocols
+    for case in scored:
+        rows = case["rows"]
+        assert rows["oracle"]["sim_own"] >= max(rows["model"]["sim_own"], rows["sorted"]["sim_own"])
+        assert rows["oracle"]["dnsmos"] >= rows["model"]["dnsmos"]
+        assert "ending" in rows["sorted"] and "ending" not in rows["oracle"]
+    figures = summarise(scored, names, config.evaluate, 0)
+    assert figures["protocols"] == "librispeech-prefix,hard,vctk-3s"
+    assert {"wer", "continuation_wer", "hard_wer", "hard_inf", "vctk_3s_ground_truth_sim_own"} <= set(figures)
+    assert "hard_ground_truth_wer" not in figures and "oracle_inf" not in figures
+    assert figures["oracle_sim_own"] >= figures["sorted_sim_own"]
+
+
+def test_another_models_speech_is_not_taken_for_this_ones(by_protocols, tmp_path):
+    config, cases, scored, _, _ = by_protocols
+    other = tmp_path / "model"
+    shutil.copytree(output("evaluate") / "model", other)
+    facts = json.loads((other / "model.json").read_text())
+    facts["sampling"]["top_p"] = 0.5
+    write_json(other / "model.json", facts)
+    work = tmp_path / "work"
+    some = [case for case in cases if case.protocol == "vctk-3s"]
+    few = with_settings(config, num_readings=1)
+    first, _ = stage.evaluate_model(output("evaluate") / "model", some, few, work)
+    key = (work / "speech" / "key").read_text()
+    second, _ = stage.evaluate_model(other, some, few, work)
+    assert (work / "speech" / "key").read_text() != key
+    # The settings that are evaluated are the parameters', not the folder's: the speech is the same.
+    assert [case["rows"]["model"] for case in first] == [case["rows"]["model"] for case in second]
