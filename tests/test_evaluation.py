@@ -308,7 +308,6 @@ def test_a_prefix_is_scored_whole_and_without_its_prompt(by_protocols):
         # The codec gives whole frames of 320 samples back.
         assert rows[whole]["seconds"] - rows[end]["seconds"] == pytest.approx(prompt, abs=320 / 24_000)
         assert rows[whole]["errors"]["words"] - rows[end]["errors"]["words"] == len(cases[0].prompt.text.split())
-    assert rows["ground_truth"]["sim_own"] > rows["ground_truth_continuation"]["sim_own"] - 0.05
     wave = soundfile.read(work / "speech" / "ground_truth_continuation" / f"{cases[0].id}.wav")[0]
     assert np.allclose(wave, cases[0].reference[len(cases[0].prompt.wave) :], atol=1e-4)
 
@@ -338,7 +337,7 @@ def test_the_best_of_two_is_no_worse_in_what_it_is_chosen_by(by_protocols):
 
 
 def test_another_models_speech_is_not_taken_for_this_ones(by_protocols, tmp_path):
-    config, cases, scored, _, _ = by_protocols
+    config, cases, _, _, _ = by_protocols
     other = tmp_path / "model"
     shutil.copytree(output("evaluate") / "model", other)
     facts = json.loads((other / "model.json").read_text())
