@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from valle2.ablate_command import ablate
 from valle2.data_commands import register_data
 from valle2.run_commands import register_runs
 from valle2.speak import synthesize
@@ -15,7 +16,7 @@ CHAMPION = "valle2@champion"
 
 def register_commands(app: typer.Typer) -> None:
     """Add the commands to the `valle2` application."""
-    for command in (synthesize, lineage, models, promote, reject):
+    for command in (synthesize, lineage, models, promote, reject, ablate):
         app.command()(command)
     register_data(app)
     register_runs(app)
