@@ -21,6 +21,11 @@ def test_shipped_parameters_load(repository: Path, file: str) -> None:
         ({"trian_ar": {}}, "trian_ar", "train_ar"),
         ({"model": {"ar": {"num_layer": 3}}}, "model.ar.num_layer", "num_layers"),
         ({"evaluate": {"sampling": {"topp": 0.5}}}, "evaluate.sampling.topp", "top_p"),
+        (
+            {"evaluate": {"protocols": ["unseen", {"name": "hard", "num_case": 3}]}},
+            "evaluate.protocols.1.num_case",
+            "num_cases",
+        ),
     ],
 )
 def test_a_typo_names_the_nearest_key(raw: dict[str, object], wrong: str, right: str) -> None:

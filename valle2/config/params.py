@@ -4,6 +4,7 @@ An unknown key is an error that names the nearest right one.
 """
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -70,20 +71,26 @@ def parse_config(raw: dict[str, Any], origin: str = "params.yaml") -> Config:
 
 
 def _explain(item: Any) -> str:
-    path = [str(part) for part in item["loc"]]
-    key = ".".join(path)
+    path = item["loc"]
+    key = ".".join(map(str, path))
     if item["type"] != "extra_forbidden":
         return f"`{key}` is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
     names = _keys_at(path[:-1])
-    near = difflib.get_close_matches(path[-1], names, 1, 0.4)
+    near = difflib.get_close_matches(str(path[-1]), names, 1, 0.4)
     hint = f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(sorted(names))}"
     return f"unknown key `{key}`; {hint}"
 
 
-def _keys_at(path: list[str]) -> list[str]:
+def _keys_at(path: Iterable[str | int]) -> list[str]:
     section: type[BaseModel] = Config
     for name in path:
-        annotation = section.model_fields[name].annotation
-        candidates = [annotation, *get_args(annotation)]
-        section = next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))
+        if isinstance(name, str) and name in section.model_fields:
+            section = _section(section.model_fields[name].annotation) or section
     return list(section.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """Find the section in `T`, `T | None`, or a list of `T`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section, get_args(annotation))), None)
