@@ -96,7 +96,8 @@ class Workspace:
     def commit(self, message: str) -> None:
         """Commit what a stage changed, and push it to the run's branch. Nothing changed: nothing happens."""
         git(self.root, "add", "--all")
-        if git(self.root, "status", "--porcelain"):
+        # Asked of what was added: a job that a killed run left may be writing here meanwhile.
+        if git(self.root, "diff", "--cached", "--name-only"):
             git(self.root, "commit", "--quiet", "--message", message)
         git(self.root, "push", "--quiet", "origin", f"HEAD:refs/heads/{self.branch}")
 

@@ -130,6 +130,25 @@ def test_a_killed_run_is_taken_up_inside_its_half_done_stage(tmp_path: Path) -> 
     assert runs.stages[0].state == "ran" and runs.stages[0].seconds < 4.0
 
 
+def test_a_file_written_while_a_run_commits_is_left_for_the_next_commit(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space, _ = run_toy(toy, "run")
+    before = git(space.root, "rev-parse", "HEAD")
+
+    def slow(folder: Path, *arguments: str) -> str:
+        said = git(folder, *arguments)
+        if arguments[0] == "add":
+            (folder / "late.txt").write_text("from a job that goes on\n")
+        return said
+
+    monkeypatch.setattr("flows.workspace.git", slow)
+    space.commit("nothing that was added")
+    assert git(space.root, "rev-parse", "HEAD") == before
+    space.commit("late.txt")
+    assert "late.txt" in git(space.root, "show", "--stat", "HEAD")
+
+
 def test_a_finished_run_is_not_taken_up_and_old_workspaces_go(toy: Path) -> None:
     for name in ("a", "b", "c"):
         space, _ = run_toy(toy, name, "ingest")
