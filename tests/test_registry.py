@@ -13,9 +13,9 @@ from valle2.config.sampling import SamplingConfig
 from valle2.errors import LineageError, ModelError
 from valle2.evaluation.gate import judge
 from valle2.model_folder import write_bundle
-from valle2.registry import bundle_sha256, promote, register, reject, resolve, versions
+from valle2.registry import bundle_sha256, promote, register, reject, resolve, rollback, versions
 from valle2.stage import output
-from valle2.tracking import connect, tracking_uri
+from valle2.tracking import connect, home, tracking_uri
 from valle2.training_run import training_run
 from valle2.trust.lineage import ModelRecord
 from valle2.trust.signing import Keys
@@ -87,6 +87,58 @@ def test_promotion_moves_the_aliases_and_is_recorded(bundle):
         resolve("voice@champion")
     promote(first, "Ann", "repair", name="voice")
     assert resolve("voice@champion").version == first
+
+
+def statuses(name):
+    return {int(item.version): item.tags["valle2.status"] for item in versions(name)}
+
+
+def test_a_rollback_restores_the_champion_before_and_is_recorded(bundle):
+    numbers = [register(bundle, digit * 64, GOOD, PASSED, name="back") for digit in "567"]
+    with pytest.raises(ModelError, match="back has no champion"):
+        rollback("Ann", "none yet", name="back")
+    for number in numbers:
+        promote(number, "Ann", "better", name="back")
+    done = rollback("Bob", "it lisps", name="back")
+    assert (done.version, done.withdrawn, done.replaced, done.action) == (2, 3, 1, "rollback")
+    assert resolve("back@champion").version == 2 and resolve("back@previous").version == 1
+    assert statuses("back") == {1: "previous", 2: "champion", 3: "withdrawn"}
+    kept = sorted((home() / "promotions").glob("back-2-*.json"))
+    assert json.loads(kept[-1].read_text())["promotion"]["reason"] == "it lisps"
+    assert rollback("Bob", "this one, too", name="back").version == 1
+    assert resolve("back@champion").version == 1 and statuses("back")[2] == "withdrawn"
+    with pytest.raises(ModelError, match="back/1 is the first champion"):
+        rollback("Bob", "and on", name="back")
+    assert promote(3, "Ann", "mended", name="back").replaced == 1
+
+
+def test_an_alias_that_is_moved_back_by_hand_is_refused(bundle):
+    for digit in "89":
+        promote(register(bundle, digit * 64, GOOD, PASSED, name="moved"), "Ann", "better", name="moved")
+    connect().set_registered_model_alias("moved", "champion", "1")
+    with pytest.raises(ModelError, match=r"last promotion is that of moved/2, by Ann at .*moved the alias by hand"):
+        resolve("moved@champion")
+    assert promote(2, "Ann", "put back", name="moved").replaced == 1
+    assert resolve("moved@champion").version == 2
+
+
+def test_a_record_of_the_registered_model_that_was_altered_is_refused(bundle):
+    promote(register(bundle, "b" * 64, GOOD, PASSED, name="forged"), "Ann", "good", name="forged")
+    text = connect().get_registered_model("forged").tags["valle2.promotion"]
+    connect().set_registered_model_tag("forged", "valle2.promotion", text.replace("Ann", "Eve"))
+    for action in (lambda: resolve("forged@champion"), lambda: rollback("Ann", "why", name="forged")):
+        with pytest.raises(ModelError, match="the promotion record was altered"):
+            action()
+
+
+def test_nobody_decides_nothing(bundle):
+    version = register(bundle, "c" * 64, GOOD, PASSED, name="anonymous")
+    for decide in (promote, reject):
+        with pytest.raises(ModelError, match="needs the name of who takes it"):
+            decide(version, " ", "because", name="anonymous")
+    with pytest.raises(ModelError, match="needs the name of who takes it"):
+        rollback("", "because", name="anonymous")
+    assert statuses("anonymous") == {version: "candidate"}
 
 
 def test_mlflow_loads_the_model_and_it_speaks(bundle):

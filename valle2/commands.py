@@ -16,7 +16,7 @@ CHAMPION = "valle2@champion"
 
 def register_commands(app: typer.Typer) -> None:
     """Add the commands to the `valle2` application."""
-    for command in (synthesize, lineage, models, promote, reject, ablate):
+    for command in (synthesize, lineage, models, promote, reject, rollback, ablate):
         app.command()(command)
     register_data(app)
     register_runs(app)
@@ -88,3 +88,14 @@ def reject(
 
     turn_down(version, approver, reason)
     print(f"valle2/{version} is rejected: {reason}")
+
+
+def rollback(
+    approver: Annotated[str, typer.Option(help="who decides")],
+    reason: Annotated[str, typer.Option(help="why")],
+) -> None:
+    """Make the champion before this one champion again."""
+    from valle2.registry import rollback as restore
+
+    done = restore(approver, reason)
+    print(f"{done.model}/{done.version} is champion again; {done.model}/{done.withdrawn} is withdrawn: {reason}")

@@ -5,39 +5,24 @@ and can never be champion. Nobody is stopped from moving an alias in MLflow itse
 no promotion record names. Training runs are in `valle2.tracking`.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from valle2.errors import ModelError
 from valle2.evaluation.gate import Verdict
 from valle2.packaging import fetch_bundle, log_voice_model
-from valle2.stage import file_sha256, write_json
-from valle2.tracking import connect, git_commit, home, tracking_uri
-from valle2.trust.signing import Keys
+from valle2.promotion_record import Promotion, check_champion, last_record, now, put_record, record_of
+from valle2.stage import file_sha256
+from valle2.tracking import connect, git_commit, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 MODEL = "valle2"
-Status = Literal["candidate", "rejected", "champion", "previous"]
-
-
-@dataclass(frozen=True)
-class Promotion:
-    """Who made a version champion, when, and why."""
-
-    model: str
-    version: int
-    lineage: str
-    replaced: int | None
-    approver: str
-    reason: str
-    at: str
+Status = Literal["candidate", "rejected", "champion", "previous", "withdrawn"]
 
 
 @dataclass(frozen=True)
@@ -109,46 +94,80 @@ def promote(version: int, approver: str, reason: str, name: str = MODEL) -> Prom
     Promoting the champion again changes nothing.
 
     Raises:
-        ModelError: There is no such version, or the gate rejected it.
+        ModelError: There is no such version, the gate rejected it, or nobody's name was given.
     """
+    _check_name(approver)
     client = connect()
     candidate = _version(client, name, str(version))
-    lineage = candidate.tags.get("valle2.lineage", "")
-    if candidate.tags.get("valle2.status") == "rejected" or candidate.tags.get("valle2.gate") != "passed":
-        why = candidate.tags.get("valle2.reasons") or "it never went through the gate"
-        raise ModelError(
-            f"{name}/{version} cannot be champion: {why}; train a better one, or change the `gate` section"
-        )
+    _check_passed(candidate)
     current = _alias(client, name, "champion")
-    if current is not None and int(current.version) == version and "valle2.promotion" in current.tags:
-        return Promotion(**json.loads(current.tags["valle2.promotion"]))
-    replaced = int(current.version) if current is not None and int(current.version) != version else None
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    promotion = Promotion(name, version, lineage, replaced, approver, reason, now)
-    text = json.dumps(asdict(promotion), sort_keys=True)
-    signature = Keys(home() / "keys").sign(text)
-    _keep(promotion, text, signature)
-    # The champion's alias moves last: a promotion that is killed before is simply done again.
-    client.set_model_version_tag(name, str(version), "valle2.promotion", text)
-    client.set_model_version_tag(name, str(version), "valle2.signature", signature)
+    last = last_record(client, name)
+    is_champion = current is not None and int(current.version) == version
+    if is_champion and last is not None and last == record_of(candidate):
+        return last
+    if last is None:
+        replaced = int(current.version) if current is not None and not is_champion else None
+    else:  # what the alias says may have been set by hand
+        replaced = last.replaced if last.version == version else last.version
+    promotion = Promotion(name, version, candidate.tags.get("valle2.lineage", ""), replaced, approver, reason, now())
+    _crown(client, promotion)
+    return promotion
+
+
+def rollback(approver: str, reason: str, name: str = MODEL) -> Promotion:
+    """Make the champion before this one champion again, by a signed record of its own.
+
+    The champion that goes is `withdrawn`. Once more, and the one before that returns.
+
+    Raises:
+        ModelError: There is no champion, none before it, that one was rejected since, or nobody's name was given.
+    """
+    _check_name(approver)
+    client = connect()
+    last = last_record(client, name) if _versions(client, name) else None
+    if last is None:
+        raise ModelError(f"{name} has no champion, so there is nothing to roll back; see `valle2 models`")
+    if last.replaced is None:
+        raise ModelError(
+            f"{name}/{last.version} is the first champion: there is none before it; "
+            f"`valle2 promote VERSION --approver NAME` makes another version champion"
+        )
+    restored = _version(client, name, str(last.replaced))
+    _check_passed(restored)
+    before = record_of(restored)
+    earlier = before.replaced if before and before.replaced != last.version else None
+    promotion = Promotion(
+        name, last.replaced, restored.tags.get("valle2.lineage", ""), earlier, approver, reason, now(),
+        action="rollback", withdrawn=last.version,
+    )  # fmt: skip
+    _crown(client, promotion)
+    return promotion
+
+
+def _crown(client: "MlflowClient", promotion: Promotion) -> None:
+    """The champion's alias moves last: a promotion that is killed before is simply done again."""
+    name, version = promotion.model, promotion.version
+    put_record(client, promotion)
     client.set_model_version_tag(name, str(version), "valle2.status", "champion")
     for alias in ("candidate", "previous"):
         named = _alias(client, name, alias)
         if named is not None and int(named.version) == version:
             client.delete_registered_model_alias(name, alias)
-    if replaced is not None:
-        client.set_registered_model_alias(name, "previous", str(replaced))
-        client.set_model_version_tag(name, str(replaced), "valle2.status", "previous")
+    if promotion.withdrawn is not None:
+        client.set_model_version_tag(name, str(promotion.withdrawn), "valle2.status", "withdrawn")
+    if promotion.replaced is not None:
+        client.set_registered_model_alias(name, "previous", str(promotion.replaced))
+        client.set_model_version_tag(name, str(promotion.replaced), "valle2.status", "previous")
     client.set_registered_model_alias(name, "champion", str(version))
-    return promotion
 
 
 def reject(version: int, approver: str, reason: str, name: str = MODEL) -> None:
     """Mark a candidate as rejected by a person; it stays in the registry with the reason.
 
     Raises:
-        ModelError: There is no such version, or it is the champion.
+        ModelError: There is no such version, it is the champion, or nobody's name was given.
     """
+    _check_name(approver)
     client = connect()
     if _version(client, name, str(version)).tags.get("valle2.status") == "champion":
         raise ModelError(f"{name}/{version} is the champion; promote another version in its place")
@@ -183,7 +202,7 @@ def resolve(model: str) -> Resolved:
         known = ", ".join(f"{name}/{item.version}" for item in _versions(client, name)) or "none yet"
         raise ModelError(f"{name} has no version with the alias {alias!r}; its versions: {known}; run the retrain flow")
     if alias == "champion":
-        _check_champion(found)
+        check_champion(client, found)
     status = found.tags.get("valle2.status", "unknown")
     bundle = fetch_bundle(found)
     return Resolved(f"{name}/{found.version} ({status})", bundle, found.tags.get("valle2.lineage"), int(found.version))
@@ -194,18 +213,18 @@ def versions(name: str = MODEL) -> "list[ModelVersion]":
     return _versions(connect(), name)
 
 
-def _check_champion(found: "ModelVersion") -> None:
-    """A champion needs a signed promotion record of this very version, and must have passed the gate."""
-    text = found.tags.get("valle2.promotion", "")
-    promotion = json.loads(text) if text else {}
-    about = (found.name, int(found.version), found.tags.get("valle2.lineage"))
-    named = (promotion.get("model"), promotion.get("version"), promotion.get("lineage"))
-    if named != about or found.tags.get("valle2.gate") != "passed":
+def _check_passed(version: "ModelVersion") -> None:
+    if version.tags.get("valle2.status") == "rejected" or version.tags.get("valle2.gate") != "passed":
+        why = version.tags.get("valle2.reasons") or "it never went through the gate"
         raise ModelError(
-            f"{found.name}/{found.version} has the alias champion but no promotion record: somebody set the alias by "
-            f"hand; promote it with `valle2 promote {found.version} --approver NAME`, or name the version itself"
+            f"{version.name}/{version.version} cannot be champion: {why}; train a better one, or change the `gate` "
+            "section"
         )
-    Keys(home() / "keys").verify(text, found.tags.get("valle2.signature", ""))
+
+
+def _check_name(approver: str) -> None:
+    if not approver.strip():
+        raise ModelError("a decision needs the name of who takes it, found none; give one with --approver NAME")
 
 
 def _folder(folder: Path) -> Resolved:
@@ -264,10 +283,3 @@ def _tags(lineage: str, verdict: Verdict, run_ids: Mapping[str, str], bundle: Pa
     if verdict.reasons:
         tags["valle2.reasons"] = "; ".join(verdict.reasons)[:5000]
     return tags
-
-
-def _keep(promotion: Promotion, text: str, signature: str) -> None:
-    """Promotions are also kept beside the runs, outside MLflow, each in a file of its own."""
-    stamp = promotion.at.replace(":", "")
-    path = home() / "promotions" / f"{promotion.model}-{promotion.version}-{stamp}.json"
-    write_json(path, {"promotion": json.loads(text), "signature": signature})
