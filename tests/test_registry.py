@@ -1,10 +1,11 @@
 """Rejected models stay and never rule; the champion speaks through MLflow; training runs survive a crash."""
 
 import base64
+import io
 import json
 
-import numpy as np
 import pytest
+import soundfile
 
 from tests.fabricated import config, voice, workspace
 from valle2.audio import encode_wave
@@ -144,27 +145,33 @@ def test_nobody_decides_nothing(bundle):
 def test_mlflow_loads_the_model_and_it_speaks(bundle):
     import mlflow
     import pandas
+    from mlflow.exceptions import MlflowException
 
     version = register(bundle, "4" * 64, GOOD, PASSED, name="speaker")
     model = mlflow.pyfunc.load_model(f"models:/speaker/{version}")
-    prompt = voice("dee", 1.0)
-    rows = pandas.DataFrame(
-        [
-            {"text": "the red boat", "prompt_text": "a house",
-             "prompt_wav": base64.b64encode(encode_wave(prompt, 24_000)).decode()}
-        ]
-    )  # fmt: skip
-    [spoken] = model.predict(rows, params={"seed": 3})
-    assert spoken["sample_rate"] == 24_000
-    assert np.isfinite(spoken["waveform"]).all()
+
+    def rows(**changes):
+        wav = base64.b64encode(encode_wave(voice("dee", 1.0), 24_000)).decode()
+        return pandas.DataFrame([{"text": "the red boat", "prompt_text": "a house", "prompt_wav": wav, **changes}])
+
+    [spoken] = model.predict(rows(), params={"seed": 3})
+    wave, rate = soundfile.read(io.BytesIO(base64.b64decode(spoken["wav"])))
+    assert rate == spoken["sample_rate"] == 24_000
+    assert len(wave) > 0 and wave.ndim == 1
     assert spoken["finish_reason"] in ("eos", "cap")
-    assert model.predict(rows, params={"seed": 3})[0]["waveform"] == spoken["waveform"]
-    samples = pandas.DataFrame([{"text": "the red boat", "prompt_text": "a house", "prompt": prompt.tolist()}])
-    assert len(model.predict(samples)) == 1
-    with pytest.raises(ModelError, match=r"a row's prompt lasts 0\.50 s; expected 1 to 30 s"):
-        model.predict(samples.assign(prompt=[prompt[:12_000].tolist()]))
-    with pytest.raises(ModelError, match="no prompt"):
-        model.predict(pandas.DataFrame([{"text": "the red boat", "prompt_text": "a house"}]))
+    assert model.predict(rows(), params={"seed": 3}) == [spoken]
+    short = base64.b64encode(encode_wave(voice("dee", 0.5), 24_000)).decode()
+    for wrong, sentence in (
+        (rows(prompt_wav=short), r"^the prompt of row 1 lasts 0\.50 s; expected 1 to 30 s"),
+        (rows(text=" "), "^row 1 has an empty `text`"),
+        (pandas.concat([rows()] * 17), r"^the request has 17 rows; expected 1 to 16"),
+        (rows().drop(columns="prompt_wav"), "missing inputs"),
+    ):
+        with pytest.raises(MlflowException, match=sentence) as caught:
+            model.predict(wrong)
+        assert caught.value.get_http_status_code() == 400
+    with pytest.raises(MlflowException, match=r"the parameter `top_p` is 3\.0: Input should be less than"):
+        model.predict(rows(), params={"top_p": 3.0})
 
 
 def test_a_signature_of_a_stranger_is_not_trusted(tmp_path):

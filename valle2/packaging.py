@@ -7,23 +7,17 @@ import hashlib
 import shutil
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valle2.errors import ModelError
+from valle2.model_requirements import model_requirements
 from valle2.tracking import environment, experiment_id, home, quieten, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
-
-PACKAGES = (
-    "torch", "torchaudio", "encodec", "vocos", "safetensors", "tokenizers", "jaxtyping", "pydantic", "pyyaml",
-    "soundfile", "num2words", "numpy", "pandas", "rich",
-)  # fmt: skip
-"""What `valle2.voice_model` needs; MLflow would take minutes to find it out."""
 
 
 def log_voice_model(
@@ -70,7 +64,7 @@ def log_voice_model(
             python_model=str(Path(__file__).with_name("voice_model.py")),
             artifacts={"bundle": str(bundle)},
             signature=_signature(),
-            pip_requirements=[f"{package}=={package_version(package)}" for package in PACKAGES],
+            pip_requirements=model_requirements(),
             code_paths=[str(Path(__file__).parent)],
         )
     try:
@@ -87,19 +81,12 @@ def log_voice_model(
 def _signature() -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array, DataType
+    from mlflow.types.schema import DataType
 
-    inputs = Schema(
-        [
-            ColSpec(DataType.string, "text"),
-            ColSpec(DataType.string, "prompt_text"),
-            ColSpec(DataType.string, "prompt_wav", required=False),
-            ColSpec(Array(DataType.double), "prompt", required=False),
-        ]
-    )
+    inputs = Schema([ColSpec(DataType.string, name) for name in ("text", "prompt_text", "prompt_wav")])
     outputs = Schema(
         [
-            ColSpec(Array(DataType.double), "waveform"),
+            ColSpec(DataType.string, "wav"),
             ColSpec(DataType.long, "sample_rate"),
             ColSpec(DataType.string, "finish_reason"),
         ]

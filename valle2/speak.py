@@ -9,17 +9,16 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from valle2.config.params import PARAMS, load_config
 from valle2.errors import ConfigError, ModelError, StorageError
 from valle2.stage import write_bytes, write_text
+from valle2.types import LARGEST_SEED
 
 if TYPE_CHECKING:
     from valle2.asr import Asr
@@ -33,8 +32,6 @@ LONGEST_TEXT = 10_000
 """Characters of one text."""
 BATCH = 8
 """Texts of a list that are spoken at once, before their files are written."""
-LARGEST_SEED = 2**62
-"""Sentences of a text count up from it, within the 64 bits that a generator takes."""
 
 
 @dataclass(frozen=True)
@@ -207,33 +204,31 @@ def read_list(path: Path, prompt: Path | None, prompt_text: str, seed: int) -> l
 
 
 def _speak_one(synthesizer: "Synthesizer", line: Line, out: Path, options: Options, name: str) -> None:
-    from valle2.audio import encode_wave
+    from valle2.voice_output import speech_bytes
 
     [request] = _requests(synthesizer, [line])
     judges = _judges() if options.best_of > 1 else None
     start = time.monotonic()
     [(spoken, note)] = _speak(synthesizer, [request], options, judges)
     spent = time.monotonic() - start
-    write_bytes(out, encode_wave(spoken.waveform.cpu().numpy(), synthesizer.sample_rate))
+    write_bytes(out, speech_bytes(spoken.waveform, synthesizer.sample_rate))
     seconds = len(spoken.waveform) / synthesizer.sample_rate
     _report(str(out), seconds, spent, name, note)
     _finish(["" if spoken.finish_reason == "eos" else str(out)])
 
 
 def _speak_stream(synthesizer: "Synthesizer", line: Line, out: Path, options: Options, name: str) -> None:
-    import numpy as np
+    from valle2.voice_output import speech_stream
 
     [request] = _requests(synthesizer, [line])
     start = time.monotonic()
     first, samples, reasons = 0.0, 0, []
-    with _sink(out, synthesizer.sample_rate) as sink:
+    with speech_stream(out, synthesizer.sample_rate) as play:
         for sentence in synthesizer.sentences(request):
             for chunk in synthesizer.stream(sentence, options.sampling):
-                wave = chunk.waveform.cpu().numpy()
-                sink.write(np.clip(np.rint(wave * 32768), -32768, 32767).astype("<i2").tobytes())
-                sink.flush()
+                play(chunk.waveform)
                 first = first or time.monotonic() - start
-                samples += len(wave)
+                samples += len(chunk.waveform)
                 if chunk.finish_reason:
                     reasons.append(chunk.finish_reason)
     spent = time.monotonic() - start
@@ -244,7 +239,7 @@ def _speak_stream(synthesizer: "Synthesizer", line: Line, out: Path, options: Op
 def _speak_list(
     synthesizer: "Synthesizer", lines: list[Line], folder: Path, options: Options, name: str, lineage: str | None
 ) -> None:
-    from valle2.audio import encode_wave
+    from valle2.voice_output import speech_bytes
 
     requests = _requests(synthesizer, lines)
     judges = _judges() if options.best_of > 1 else None
@@ -254,7 +249,7 @@ def _speak_list(
         for line, request, (spoken, _) in zip(
             lines[part], requests[part], _speak(synthesizer, requests[part], options, judges), strict=True
         ):
-            content = encode_wave(spoken.waveform.cpu().numpy(), synthesizer.sample_rate)
+            content = speech_bytes(spoken.waveform, synthesizer.sample_rate)
             write_bytes(folder / f"{line.id}.wav", content)
             seconds = len(spoken.waveform) / synthesizer.sample_rate
             total += seconds
@@ -356,32 +351,6 @@ def _recognise(asr: "Asr", prompt: Path) -> str:
     if not text:
         raise ModelError(f"no words recognised in {prompt}; say what it says with --prompt-text")
     return text
-
-
-@contextmanager
-def _sink(out: Path, sample_rate: int) -> Iterator[BinaryIO]:
-    """Where a stream goes: 16-bit samples on standard output, or a WAV file that appears when it is whole."""
-    import soundfile
-
-    if str(out) == "-":
-        yield sys.stdout.buffer
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.with_name(out.name + ".tmp")
-
-    class Wave:
-        def write(self, samples: bytes) -> None:
-            file.buffer_write(samples, "int16")
-
-        def flush(self) -> None:
-            file.flush()
-
-    try:
-        with soundfile.SoundFile(building, "w", sample_rate, 1, "PCM_16", format="WAV") as file:
-            yield Wave()  # type: ignore[misc]
-        building.replace(out)
-    finally:
-        building.unlink(missing_ok=True)
 
 
 def _report(what: str, seconds: float, spent: float, name: str, note: str) -> None:

@@ -27,3 +27,7 @@ class StageResult:
 
     figure: str
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+LARGEST_SEED = 2**62
+"""Of a reading; sentences of a text count up from it, within the 64 bits that a generator takes."""

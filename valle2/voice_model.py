@@ -1,25 +1,30 @@
-"""The voice model as MLflow loads it: `mlflow.pyfunc.load_model("models:/valle2@champion")`.
+"""The voice model as MLflow loads and serves it: `mlflow.pyfunc.load_model`, `mlflow models serve`, `... predict`.
 
 MLflow runs this file when a model is loaded (models-from-code), so it is imported nowhere; `valle2.registry` logs it.
-A row is a text to say, a prompt (base64 of an audio file, or samples at the model's rate) and what is said in the
-prompt. The answer has the waveform and its rate.
+A row is a text to say, a prompt (base64 of an audio file) and what is said in it; the answer is the speech, as base64 of
+a WAV file. Limits are in `valle2.speech_request`; a row beyond them is MLflow's HTTP status 400.
 """
 
 import base64
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas
-import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
+from pydantic import ValidationError
 
-from valle2.audio import read_wave
+# Read when torch is imported; see `valle2.cli.main`.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from valle2.config.sampling import SamplingConfig
 from valle2.errors import ModelError
-from valle2.prompt import check_prompt
-from valle2.synthesis import Request, Synthesizer
+from valle2.speech_request import MOST_ROWS, read_request
+from valle2.synthesis import Synthesizer
+from valle2.voice_output import speech_bytes
 
 
 class VoiceModel(PythonModel):
@@ -28,6 +33,7 @@ class VoiceModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load the voice model folder once."""
         self.synthesizer = Synthesizer.from_path(Path(context.artifacts["bundle"]))
+        self.turn = threading.Lock()
 
     def predict(
         self, context: PythonModelContext, model_input: "pandas.DataFrame", params: dict[str, Any] | None = None
@@ -36,43 +42,59 @@ class VoiceModel(PythonModel):
 
         Args:
             context: Unused; the model was loaded by `load_context`.
-            model_input: Columns `text`, `prompt_text`, and `prompt_wav` (base64) or `prompt` (samples).
-            params: `seed`, and `top_p` and `max_seconds` where they should differ from the model's own.
+            model_input: Columns `text`, `prompt_text` and `prompt_wav` (base64 of WAV, FLAC, OGG or MP3).
+            params: `seed` of the first row, from which the others' count up; `top_p` and `max_seconds` where they
+                should differ from the model's own.
 
         Returns:
-            For each row `waveform` (in [-1, 1]), `sample_rate` (Hz) and `finish_reason` (eos or cap).
+            For each row `wav` (base64 of a 16-bit WAV file), `sample_rate` (Hz) and `finish_reason` (eos or cap).
+
+        Raises:
+            MlflowException: A row or parameter is not as expected; its message is one sentence.
         """
-        wanted = dict(params or {})
-        seed = int(wanted.pop("seed", 0))
-        changes = {name: value for name, value in wanted.items() if value is not None and value >= 0}
-        sampling = SamplingConfig.model_validate(self.synthesizer.sampling.model_dump() | changes)
-        rows = model_input.to_dict(orient="records")
+        try:
+            return self._speak(model_input.to_dict(orient="records"), dict(params or {}))
+        except ModelError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+
+    def _speak(self, rows: list[dict[str, Any]], params: dict[str, Any]) -> list[dict[str, Any]]:
+        if not 1 <= len(rows) <= MOST_ROWS:
+            raise ModelError(f"the request has {len(rows)} rows; expected 1 to {MOST_ROWS}")
+        seed, rate = int(params.pop("seed", 0)), self.synthesizer.sample_rate
+        sampling = self._sampling(params)
         requests = [
-            Request(str(row["text"]), self._prompt(row), str(row["prompt_text"]), seed + index)
+            read_request(
+                str(row["text"]),
+                str(row["prompt_wav"]),
+                str(row["prompt_text"]),
+                seed + index,
+                rate,
+                f"row {index + 1}",
+            )
             for index, row in enumerate(rows)
         ]
+        # MLflow's server answers requests in threads; one at a time has the processor's cores and bounded memory.
+        with self.turn:
+            spoken = self.synthesizer.synthesize_texts(requests, sampling)
         return [
             {
-                "waveform": [float(sample) for sample in spoken.waveform],
-                "sample_rate": self.synthesizer.sample_rate,
-                "finish_reason": spoken.finish_reason,
+                "wav": base64.b64encode(speech_bytes(one.waveform, rate)).decode(),
+                "sample_rate": rate,
+                "finish_reason": one.finish_reason,
             }
-            for spoken in self.synthesizer.synthesize_texts(requests, sampling)
+            for one in spoken
         ]
 
-    def _prompt(self, row: dict[str, Any]) -> torch.Tensor:
-        encoded, samples = row.get("prompt_wav"), row.get("prompt")
-        if isinstance(encoded, str) and encoded:
-            wave = read_wave(base64.b64decode(encoded), self.synthesizer.sample_rate)
-        elif isinstance(samples, list | tuple | np.ndarray) and len(samples):
-            wave = np.asarray(samples, np.float32)
-        else:
-            raise ModelError(
-                "a row has no prompt; give `prompt_wav`, the base64 of an audio file, or `prompt`, a list of samples "
-                f"at {self.synthesizer.sample_rate} Hz"
-            )
-        check_prompt(wave, self.synthesizer.sample_rate, "a row's prompt")
-        return torch.from_numpy(wave)
+    def _sampling(self, params: dict[str, Any]) -> SamplingConfig:
+        own = self.synthesizer.sampling.model_dump()
+        # A negative value stands for the model's own: MLflow's parameters cannot be absent.
+        changes = {name: value for name, value in params.items() if value is not None and value >= 0}
+        try:
+            return SamplingConfig.model_validate(own | changes)
+        except ValidationError as error:
+            item = error.errors()[0]
+            name = ".".join(map(str, item["loc"]))
+            raise ModelError(f"the parameter `{name}` is {item['input']!r}: {item['msg']}") from error
 
 
 set_model(VoiceModel())
