@@ -109,7 +109,8 @@ def data_version(root: Path) -> str:
 
 def artifact(server: Server, run: dict[str, Any]) -> str:
     """The summary that a run left on the server, its last one."""
-    found = server.call("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}, "sort": "ID_DESC"})
+    kept = {"flow_run_id": {"any_": [run["id"]]}, "key": {"any_": ["summary"]}}
+    found = server.call("/artifacts/filter", {"artifacts": kept})
     return max(found, key=lambda item: item["created"])["data"]
 
 
