@@ -2,8 +2,8 @@
 
 MP3 where many are to fit into one page: every browser plays it, Safari on phones included, which plays Opus in Ogg only
 since its latest versions; the same samples are the same bytes, which libsndfile's Ogg (a random serial number) is not.
-WAV where a lossy codec would be heard as if it were the system's, at twelve times the size. FLAC would be less than half
-of that, but Chromium fails to seek in one of eight that libsndfile writes.
+WAV where a lossy codec would be heard as if it were the system's, at twelve times the size. FLAC would be half of that,
+but Chromium fails to seek in one of eight that libsndfile writes.
 """
 
 import base64
