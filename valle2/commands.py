@@ -8,6 +8,8 @@ import typer
 
 from valle2.ablate_command import ablate
 from valle2.data_commands import register_data
+from valle2.listen_commands import listen, listen_results
+from valle2.report_command import report
 from valle2.run_commands import register_runs
 from valle2.speak import synthesize
 
@@ -16,8 +18,9 @@ CHAMPION = "valle2@champion"
 
 def register_commands(app: typer.Typer) -> None:
     """Add the commands to the `valle2` application."""
-    for command in (synthesize, lineage, models, promote, reject, rollback, ablate):
+    for command in (synthesize, lineage, models, promote, reject, rollback, ablate, report, listen):
         app.command()(command)
+    app.command("listen-results")(listen_results)
     register_data(app)
     register_runs(app)
 

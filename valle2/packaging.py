@@ -4,6 +4,7 @@ Logged once, by `valle2.registry.register`; what runs when MLflow loads it is `v
 """
 
 import hashlib
+import json
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ def log_voice_model(
         bundle: The voice model's folder.
         metrics: Figures become metrics, names parameters.
         tags: Of the run and of the version.
-        report: Folder with `report/` and `samples/`, both kept with the run.
+        report: Folder with `report/`, `samples/` and `cases.json`, kept with the run; the cases as a table.
         name: Of the registered model.
 
     Returns:
@@ -44,6 +45,8 @@ def log_voice_model(
     quieten()
     import mlflow
     from mlflow.exceptions import MlflowException
+
+    from valle2.evaluation.report_tables import case_table, figure_table
 
     figures = {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
     about = {key: str(value) for key, value in metrics.items() if isinstance(value, str)}
@@ -59,6 +62,10 @@ def log_voice_model(
         for part in ("report", "samples"):
             if report is not None and (report / part).is_dir():
                 mlflow.log_artifacts(str(report / part), part)
+        if report is not None and (report / "cases.json").is_file():
+            cases = json.loads((report / "cases.json").read_text())
+            mlflow.log_table(case_table(cases), "tables/cases.json")
+            mlflow.log_table(figure_table(metrics, cases), "tables/figures.json")
         logged = mlflow.pyfunc.log_model(
             name="voice",
             python_model=str(Path(__file__).with_name("voice_model.py")),
