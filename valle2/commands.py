@@ -16,7 +16,7 @@ CHAMPION = "valle2@champion"
 
 def register_commands(app: typer.Typer) -> None:
     """Add the commands to the `valle2` application."""
-    for command in (synthesize, lineage, models, promote, reject, rollback, ablate):
+    for command in (synthesize, lineage, models, gate, promote, reject, rollback, ablate):
         app.command()(command)
     register_data(app)
     register_runs(app)

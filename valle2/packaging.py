@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valle2.errors import ModelError
+from valle2.model_versions import EVALUATION
 from valle2.tracking import environment, experiment_id, home, quieten, tracking_uri
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ def log_voice_model(
         for part in ("report", "samples"):
             if report is not None and (report / part).is_dir():
                 mlflow.log_artifacts(str(report / part), part)
+        for file in ("metrics.json", "cases.json"):
+            if report is not None and (report / file).is_file():
+                mlflow.log_artifact(str(report / file), EVALUATION)
         logged = mlflow.pyfunc.log_model(
             name="voice",
             python_model=str(Path(__file__).with_name("voice_model.py")),
