@@ -11,10 +11,12 @@ import typer
 
 from flows.disk import check_space
 from flows.git import repository, resolve
-from flows.settings import set_local
+from flows.settings import check_server, set_local
+from flows.turn import check_turn
 from infra.services import running_server
 from valle2.config.params import load_config
 from valle2.errors import Valle2Error
+from valle2.tracking import home
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
@@ -29,7 +31,7 @@ Jobs = Annotated[int, typer.Option(help="commands at a time; 2 trains AR and NAR
 @app.command()
 def factory(revision: Revision = "HEAD", params: Params = None, data: Data = None, side_by_side: Jobs = 1) -> None:
     """The whole: ingest, retrain, promote."""
-    check(revision, params)
+    check(revision, params, alone=True)
     from flows.factory import factory
 
     factory(revision, params, data, side_by_side)
@@ -45,9 +47,22 @@ def ingest(revision: Revision = "HEAD", params: Params = None, data: Data = None
 
 
 @app.command()
-def retrain(revision: Revision = "HEAD", params: Params = None, data: Data = None, side_by_side: Jobs = 1) -> None:
+def retrain(
+    revision: Revision = "HEAD",
+    params: Params = None,
+    data: Data = None,
+    side_by_side: Jobs = 1,
+    on_server: Annotated[
+        bool, typer.Option("--on-server", help="queue it on the server that `make up` started")
+    ] = False,
+) -> None:
     """The model half: shards to an evaluated and judged model."""
-    check(revision, params)
+    check(revision, params, alone=not on_server)
+    if on_server:
+        from flows.queue import enqueue
+
+        print(f"queued as {enqueue(revision, params, data, side_by_side)}; Prefect's pages show how it goes")
+        return
     from flows.retrain import retrain
 
     retrain(revision, params, data, side_by_side)
@@ -68,16 +83,27 @@ def answer(
     decision: Annotated[Literal["approve", "reject"], typer.Argument(help="approve or reject")],
     approver: Annotated[str, typer.Option(help="who decides")],
     reason: Annotated[str, typer.Option(help="why; it goes into the promotion record")],
+    report: Annotated[str | None, typer.Option(help="the report page that was read, as a file or its SHA-256")] = None,
 ) -> None:
     """Decide for a run on the server that waits for approval."""
-    from flows.approval import answer
+    check_server()
+    from flows.answer import answer
 
-    answer(run, decision, approver, reason)
-    print(f"{run}: {decision}, by {approver}; the run goes on")
+    model = answer(run, decision, approver, reason, report)
+    print(f"{run}: {decision} {model}, by {approver}; the run goes on")
 
 
-def check(revision: str, params: str | None) -> None:
-    """Tell a user's mistakes at once, before Prefect is loaded."""
+def check(revision: str, params: str | None, alone: bool = False) -> None:
+    """Tell a user's mistakes, and what is away, at once, before Prefect is loaded.
+
+    Args:
+        revision: To run at.
+        params: Another parameter file.
+        alone: Whether another retraining must not run.
+    """
+    check_server()
+    if alone:
+        check_turn(home())
     origin = repository(Path.cwd())
     check_space(origin)
     resolve(origin, revision)

@@ -44,5 +44,6 @@ def run_data_half(space: Workspace, runs: Runs) -> None:
 def tell(space: Workspace) -> None:
     """Tell the server, if there is one, that there is new data."""
     if get_current_settings().api.url:
-        resource = {"prefect.resource.id": f"valle2.data.{data_digest(space.root)}"}
-        emit_event(EVENT, resource, payload={"revision": space.branch, "run": space.run})
+        data = data_digest(space.root)
+        payload = {"revision": space.branch, "run": space.run, "data": data}
+        emit_event(EVENT, {"prefect.resource.id": f"valle2.data.{data}"}, payload=payload)

@@ -3,41 +3,38 @@
 A model that misses a threshold is registered as rejected, with the reasons. One that passes is a candidate until it is
 approved: by the policy `promote.approval: automatic`, or by a person (`required`). On a server the flow is suspended
 until someone answers (`flows.approval`); run directly in a terminal, it asks there; otherwise the candidate waits for
-`valle2 promote`.
+`valle2 promote`. A version is decided about once.
 """
 
-import json
-import shutil
 import sys
-import warnings
-from contextlib import redirect_stderr
-from io import StringIO
-from pathlib import Path
 
 import typer
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.exceptions import Pause
+from prefect.states import State
 
-from flows.approval import Approval, Decision, ask
+from flows.approval import Approval, Decision, ask, asking, report_sha256, suspended, waiting
+from flows.ending import Ending, ended
+from flows.notices import tell
 from flows.pipeline import needed
-from flows.runner import Runs, lineage_store, run_stages
-from flows.session import session
+from flows.registration import EVALUATE, Judged, judged
+from flows.runner import Runs, run_stages
+from flows.session import label, session
+from flows.turn import turn
 from flows.workspace import Workspace
 from valle2 import registry
-from valle2.evaluation.gate import Verdict, judge
-from valle2.stage import digest, output, write_json
-from valle2.tracking import connect, tracking_uri
-from valle2.trust.lineage import LineageStore, ModelRecord, StageRecord, records_in
-from valle2.types import Stage
+from valle2.errors import FlowError, TrackingError
+from valle2.runs import store
 
-EVALUATE: Stage = "evaluate"
 POLICY = "the policy promote.approval: automatic"
+WAITING = ("candidate", "challenger")
+"""What a version is that passed the gate and that nobody has decided about."""
 
 
 @flow(persist_result=False)
-def promote(revision: str = "HEAD", params: str | None = None, data: str | None = None) -> None:
+def promote(revision: str = "HEAD", params: str | None = None, data: str | None = None) -> State[str]:
     """Judge, register and perhaps promote the model that a revision has evaluated; nothing is trained.
 
     Args:
@@ -47,162 +44,143 @@ def promote(revision: str = "HEAD", params: str | None = None, data: str | None 
     """
     with session(revision, params, data) as (space, runs):
         run_stages(space, EVALUATE, runs, only_cached=True)
-        decide(space, runs)
+        with turn(space.home, space.run, wait=server_run() is not None):
+            decide(space, runs)
+        return ended(space, runs)
+
+
+def server_run() -> FlowRun | None:
+    """This flow run, if a server started it; a run in a terminal cannot be suspended."""
+    context = FlowRunContext.get()
+    return context.flow_run if context and context.flow_run and context.flow_run.deployment_id else None
+
+
+def champion(name: str) -> str:
+    """The champion, such as `valle2/3`, in words; also where the registry does not answer."""
+    try:
+        with store() as client:
+            found = client.search_registered_models(f"name='{name}'")
+    except TrackingError:
+        return "what it is"
+    version = found[0].aliases.get("champion") if found else None
+    return f"{name}/{version}" if version else "none, as before"
 
 
 def decide(space: Workspace, runs: Runs) -> None:
-    """Take an evaluated model through gate, registry and approval; what was decided goes into the summary."""
-    config = space.config
-    metrics = json.loads((space.root / output(EVALUATE) / "metrics.json").read_text())
-    verdict = judge(metrics, config.gate)
+    """Take an evaluated model through gate, registry and approval; what was decided goes into the summary.
+
+    Raises:
+        FlowError: MLflow does not answer, or the answer was for something else.
+    """
+    name = space.config.promote.model_name
+    _check_registry(space)
     # Only what the model is made of: the same model is the same version, whatever else a run reported on.
-    stages = {name: runs.digests()[name] for name in needed(space.root, EVALUATE)}
-    version, is_new = _known(space, stages, verdict), False
-    if version is None:
-        version, is_new = register(space, stages, verdict)
-        _note(space, stages, verdict, version)
-    name = f"{config.promote.model_name}/{version}"
-    runs.decision.append(f"model    {name}{'' if is_new else ', already registered'}")
-    if not verdict.passed:
-        runs.decision += ["decision rejected by the gate:", *(f"           {reason}" for reason in verdict.reasons)]
-        return
-    status = connect().get_model_version(config.promote.model_name, str(version)).tags.get("valle2.status")
-    if status == "candidate":
-        approval = _approval(space, runs, version, verdict)
-        status = _apply(approval, version, config.promote.model_name) if approval else status
-        if approval:
-            runs.decision.append(f"decision {status}: {approval.decision} by {approval.approver}: {approval.reason}")
-        else:
-            hint = f"`valle2 promote {version} --approver NAME --reason WHY`"
-            runs.decision.append(f"decision candidate: it passed the gate and waits for approval: {hint}")
-        return
-    passed = "; ".join(rule.sentence for rule in verdict.rules)
-    runs.decision.append(f"decision {status}: {passed}")
+    verdict, is_new = judged(space, {stage: runs.digests()[stage] for stage in needed(space.root, EVALUATE)})
+    model = f"{name}/{verdict.version}"
+    runs.decision.append(f"model    {model}{'' if is_new else ', already registered'}")
+    status, why = _status(name, verdict.version)
+    if status in WAITING:
+        _settle(space, runs, verdict)
+    elif suspended(space.home):
+        runs.decision.append(
+            f"decision none: {model} was decided about meanwhile and is {status}; the answer changes nothing"
+        )
+        runs.ending = Ending("UpToDate", f"{model} was decided about meanwhile and is {status}")
+    elif not is_new:
+        runs.decision.append(f"decision up to date: {model} is {status}: {why or verdict.found}")
+        runs.ending = Ending("UpToDate", f"nothing to decide: {model} is {status}")
+    else:
+        _reject(space, runs, model, verdict.reasons)
 
 
-def _approval(space: Workspace, runs: Runs, version: int, verdict: Verdict) -> Approval | None:
+def _check_registry(space: Workspace) -> None:
+    try:
+        with store() as client:
+            client.search_registered_models(max_results=1)
+    except TrackingError as error:
+        again = f"`python -m flows promote --revision {space.branch}`"
+        raise FlowError(f"{error}; the evaluated model is kept, and {again} decides about it then") from error
+
+
+def _status(name: str, version: int) -> tuple[str, str]:
+    """A version's status, and why it is that, if it says."""
+    with store() as client:
+        tags = client.get_model_version(name, str(version)).tags
+    return tags.get("valle2.status", "unknown"), tags.get("valle2.reasons", "")
+
+
+def _reject(space: Workspace, runs: Runs, model: str, reasons: list[str]) -> None:
+    stays = f"the champion stays {champion(space.config.promote.model_name)}"
+    runs.decision += [
+        "decision rejected by the gate:",
+        *(f"           {reason}" for reason in reasons),
+        f"         {stays}",
+    ]
+    runs.ending = Ending("Rejected", f"{model} was rejected by the gate: {'; '.join(reasons)}; {stays}")
+    tell("model.rejected", model, f"rejected by the gate: {'; '.join(reasons)}; {stays}", _run_name(space),
+         "Read its report on MLflow's pages; the next run with new data or parameters tries again.")  # fmt: skip
+
+
+def _settle(space: Workspace, runs: Runs, verdict: Judged) -> None:
+    """Let the policy or a person decide about a version that passed the gate."""
+    name = space.config.promote.model_name
+    model = f"{name}/{verdict.version}"
+    run = server_run()
+    others = [item.name for item in waiting(asking(model)) if item.id != run.id] if run else []
+    if others:
+        where = f"it waits for approval in run {others[0]}"
+        runs.decision.append(f"decision up to date: {model} passed the gate, and {where}")
+        runs.ending = Ending("UpToDate", f"nothing to do: {model} passed the gate, and {where}")
+        return
+    approval = _approval(space, runs, model, verdict)
+    if approval is None:
+        hint = f"`valle2 promote {verdict.version} --approver NAME --reason WHY`"
+        runs.decision.append(f"decision candidate: it passed the gate and waits for approval: {hint}")
+        runs.ending = Ending("Waiting", f"{model} passed the gate and waits for approval")
+        return
+    _apply(space, runs, approval, verdict.version)
+
+
+def _approval(space: Workspace, runs: Runs, model: str, verdict: Judged) -> Approval | None:
     settings = space.config.promote
-    reason = "; ".join(rule.sentence for rule in verdict.rules)
     if settings.approval == "automatic":
-        return Approval(approver=POLICY, decision="approve", reason=reason)
-    context = FlowRunContext.get()
-    if context and context.flow_run and context.flow_run.deployment_id:
+        return Approval(approver=POLICY, decision="approve", reason=verdict.found, model=model, seen_report="")
+    if run := server_run():
+        label(run, asking(model))
         try:
-            return ask(space, version, reason)
+            return ask(space, model, verdict.found)
         except Pause:
-            hint = f"`python -m flows answer {context.flow_run.name} approve --approver NAME --reason WHY`"
-            runs.decision.append(f"decision candidate: it passed the gate and waits for approval: {hint}")
+            hint = f"`python -m flows answer {run.name} approve --approver NAME --reason WHY --report PAGE`"
+            runs.decision.append(f"decision waits for approval: it passed the gate: {hint}")
+            tell("approval.wanted", model, f"passed the gate and waits for approval: {verdict.found}", run.name,
+                 f"Listen to its samples, read its report on MLflow's pages, and decide: {hint}")  # fmt: skip
             raise
     if sys.stdin.isatty():
-        print(f"{settings.model_name}/{version} passed the gate: {reason}", flush=True)
+        print(f"{model} passed the gate: {verdict.found}", flush=True)
         decision: Decision = "approve" if typer.confirm("make it champion?") else "reject"
-        return Approval(approver=typer.prompt("your name"), decision=decision, reason=typer.prompt("reason"))
+        return Approval(
+            approver=typer.prompt("your name"), decision=decision, reason=typer.prompt("reason"), model=model,
+            seen_report=report_sha256(space),
+        )  # fmt: skip
     return None
 
 
-def _apply(approval: Approval, version: int, name: str) -> str:
+def _apply(space: Workspace, runs: Runs, approval: Approval, version: int) -> None:
+    name, run = space.config.promote.model_name, _run_name(space)
+    model, before = f"{name}/{version}", champion(name)
     if approval.decision == "approve":
         registry.promote(version, approval.approver, approval.reason, name)
-        return "champion"
-    registry.reject(version, approval.approver, approval.reason, name)
-    return "rejected"
+        said = f"champion, approved by {approval.approver}: {approval.reason}; before it: {before}"
+        tell("champion.changed", model, said, run, "`valle2 rollback --approver NAME` brings the one before it back.")
+        runs.ending = Ending("Promoted", f"{model} is {said}")
+    else:
+        registry.reject(version, approval.approver, approval.reason, name)
+        said = f"rejected by {approval.approver}: {approval.reason}; the champion stays {before}"
+        tell("model.rejected", model, said, run, "Nothing; the next run with new data or parameters tries again.")
+        runs.ending = Ending("Rejected", f"{model} was {said}")
+    runs.decision.append(f"decision {said}")
 
 
-def _note(space: Workspace, stages: dict[str, str], verdict: Verdict, version: int) -> None:
-    """Remember which version the same evaluation and the same verdict became."""
-    write_json(_note_file(space, stages, verdict), {"version": version, "uri": tracking_uri()})
-
-
-def _known(space: Workspace, stages: dict[str, str], verdict: Verdict) -> int | None:
-    """The version that the same evaluation and the same verdict became, if the registry still has it."""
-    path = _note_file(space, stages, verdict)
-    noted = json.loads(path.read_text()) if path.is_file() else {}
-    if noted.get("uri") != tracking_uri():
-        return None
-    found = connect().search_model_versions(f"name='{space.config.promote.model_name}'")
-    return noted["version"] if str(noted["version"]) in {str(item.version) for item in found} else None
-
-
-def _note_file(space: Workspace, stages: dict[str, str], verdict: Verdict) -> Path:
-    key = digest([space.config.promote.model_name, stages, verdict.to_json()])
-    return space.home / "registered" / f"{key}.json"
-
-
-@task(persist_result=False, cache_policy=NO_CACHE)
-def register(space: Workspace, stages: dict[str, str], verdict: Verdict) -> tuple[int, bool]:
-    """Assemble the voice model and put it, with its lineage, into the registry. Doing it again changes nothing.
-
-    Args:
-        space: Holds the stages' outputs.
-        stages: Stage -> digest of its lineage record.
-        verdict: The gate's.
-
-    Returns:
-        The version, and whether it is new.
-    """
-    store = lineage_store(space.home)
-    bundle = space.root / "artifacts" / ".bundle"
-    _assemble(space, bundle)
-    record = _model_record(space, bundle, stages, verdict, store)
-    is_new = not store.has(record.digest)
-    name = store.put(record)
-    _carry_lineage(store, name, bundle)
-    run_ids = {kind: store.stage(stages[f"train-{kind}"]).mlflow_run_id for kind in ("ar", "nar")}
-    # MLflow tells of its own steps on standard error; what fails is raised.
-    with redirect_stderr(StringIO()), warnings.catch_warnings(action="ignore"):
-        version = registry.register(
-            bundle, name, record.metrics, verdict, run_ids={kind: run for kind, run in run_ids.items() if run},
-            report=space.root / output(EVALUATE), name=space.config.promote.model_name,
-        )  # fmt: skip
-    return version, is_new
-
-
-def _assemble(space: Workspace, bundle: Path) -> None:
-    from valle2.model_folder import write_bundle
-
-    shutil.rmtree(bundle, ignore_errors=True)
-    config = space.config
-    write_bundle(
-        bundle, ar_dir=space.root / output("train-ar"), nar_dir=space.root / output("train-nar"),
-        bpe=space.root / output("curate") / "bpe.json", codec_name=config.tokenize.codec,
-        decoder=config.evaluate.decoder, sampling=config.evaluate.sampling,
-    )  # fmt: skip
-
-
-def _model_record(
-    space: Workspace, bundle: Path, stages: dict[str, str], verdict: Verdict, store: LineageStore
-) -> ModelRecord:
-    """The same stages and the same verdict are the same record: its time and run are the evaluation's."""
-    evaluation = store.stage(stages[EVALUATE])
-    metrics = json.loads((space.root / output(EVALUATE) / "metrics.json").read_text())
-    return ModelRecord(
-        model_sha256=registry.bundle_sha256(bundle), stages=stages, parent_model=_parent(space, store),
-        gate=verdict.to_json(), metrics=metrics, run=evaluation.run, created=evaluation.finished,
-    )  # fmt: skip
-
-
-def _parent(space: Workspace, store: LineageStore) -> str | None:
-    """The record of the model that training started from; it and what it names are taken into our store."""
-    folder = space.root / space.config.train_ar.warm_start
-    if not space.config.train_ar.warm_start or not (folder / "model.json").is_file():
-        return None
-    for record in records_in(folder).values():
-        store.put(record)
-    return registry.resolve(str(folder)).lineage
-
-
-def _carry_lineage(store: LineageStore, model: str, bundle: Path) -> None:
-    """Put the records that lead to a model into its folder, so that it can be asked wherever it goes."""
-    folder = bundle / "lineage"
-    folder.mkdir()
-    waiting, seen = [model], set()
-    while waiting:
-        name = waiting.pop()
-        if name in seen or not store.has(name):
-            continue
-        seen.add(name)
-        record = store.get(name)
-        (folder / f"{name}.json").write_bytes(record.to_bytes())
-        waiting += record.parents if isinstance(record, StageRecord) else record.stages.values()
-        if isinstance(record, ModelRecord) and record.parent_model:
-            waiting.append(record.parent_model)
+def _run_name(space: Workspace) -> str:
+    run = server_run()
+    return run.name if run else space.run

@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
 from flows.command import command_environment, end_all, run_command
+from flows.ending import Ending
 from flows.pipeline import commit, dvc_repository, find, needed, read_lock, restore, upstream
 from flows.progress import StageProgress
 from flows.store import push
@@ -56,6 +57,10 @@ class Runs:
     stages: list[StageRun] = field(default_factory=list)
     decision: list[str] = field(default_factory=list)
     """Lines on the model and what was decided."""
+    why: str = ""
+    """Why the run runs, in words."""
+    ending: Ending | None = None
+    """What became of it."""
 
     def digests(self) -> dict[str, str]:
         """Stage -> digest of its lineage record."""

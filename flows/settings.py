@@ -1,9 +1,13 @@
 """Settings of Prefect for runs on this machine. They are read when `prefect` is imported: set them before."""
 
 import os
+import urllib.error
+import urllib.request
 from pathlib import Path
 
+from valle2.errors import FlowError
 from valle2.tracking import home
+from valle2.types import Seconds
 
 LOCAL = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -21,6 +25,8 @@ LOCAL = {
     "DVC_NO_ANALYTICS": "1",
 }
 
+SERVER_PATIENCE: Seconds = 10.0
+
 
 def set_local(server: str | None = None) -> None:
     """Keep Prefect's own files under `.valle2/prefect`; what the user has set stays.
@@ -35,6 +41,26 @@ def set_local(server: str | None = None) -> None:
         os.environ["PREFECT_HOME"] = str(prefect_home())
     if server:
         os.environ.setdefault("PREFECT_API_URL", server)
+
+
+def check_server() -> None:
+    """See that the server that `PREFECT_API_URL` names is there.
+
+    Raises:
+        FlowError: It does not answer.
+    """
+    if not (server := os.environ.get("PREFECT_API_URL")):
+        return
+    try:
+        with urllib.request.urlopen(f"{server.rstrip('/')}/health", timeout=SERVER_PATIENCE):
+            return
+    except (OSError, ValueError) as error:  # URLError is an OSError; HTTPError: it is there, and is asked for more
+        if isinstance(error, urllib.error.HTTPError):
+            return
+        raise FlowError(
+            f"the Prefect server {server} does not answer ({error}); start it with `make up`, or unset PREFECT_API_URL "
+            "to run without one"
+        ) from error
 
 
 def prefect_home() -> Path:

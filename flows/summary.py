@@ -35,10 +35,24 @@ def show(space: "Workspace", runs: "Runs") -> None:
         table.add_row(run.stage, state, _clock(run.seconds) if run.state != "cached" else "", per_hour, figure)
     console.print()
     console.print(table)
+    if runs.why:
+        console.print(f"why      {runs.why}", markup=False)
     for line in runs.decision:
         console.print(line, markup=False)
     for line in _where(space):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def as_markdown(space: "Workspace", runs: "Runs") -> str:
+    """The same for Prefect's pages, as an artifact of the run."""
+    lines = [f"# Run {space.run}", "", f"It ran because: {runs.why}.", ""]
+    lines += [*(line.strip() + "  " for line in runs.decision), ""]
+    lines += ["| stage | state | time | key figure |", "|---|---|---:|---|"]
+    for run in runs.stages:
+        made_by = f" (made by run {run.made_by})" if run.state == "cached" else ""
+        figure = " ".join(f"{run.figure}{made_by}".replace("|", "/").split())
+        lines.append(f"| {run.stage} | {run.state} | {_clock(run.seconds)} | {figure} |")
+    return "\n".join([*lines, "", *(f"    {line}" for line in _where(space))])
 
 
 def _where(space: "Workspace") -> list[str]:

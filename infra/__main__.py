@@ -24,29 +24,47 @@ WORKER_PAUSE: Seconds = 3.0
 
 @app.command()
 def up() -> None:
-    """Start Prefect's server, MLflow's pages and one worker on loopback; tell their addresses."""
-    if running := services.running():
-        _tell(running)
+    """Start Prefect's server, MLflow's pages and one worker on loopback, those that do not run; tell where."""
+    running = {service.name: service for service in services.running()}
+    if len(running) == len(services.NAMES):
+        _tell(list(running.values()))
         return
     root = repository(Path.cwd())
-    prefect_port, mlflow_port = services.port(*PREFECT_PORT), services.port(*MLFLOW_PORT)
-    prefect = f"http://{services.HOST}:{prefect_port}"
-    mlflow = f"http://{services.HOST}:{mlflow_port}"
+    prefect, mlflow = _address(running, "prefect", *PREFECT_PORT), _address(running, "mlflow", *MLFLOW_PORT)
     environment = {"PREFECT_API_URL": f"{prefect}/api", "VALLE2_HOME": str(home()), "PYTHONPATH": str(root)}
     os.environ.update(environment)
+    commands = {
+        "prefect": (services.prefect_command(_port(prefect)), prefect),
+        "mlflow": (services.mlflow_command(_port(mlflow)), mlflow),
+        "worker": ([sys.executable, "-m", "infra", "worker"], ""),
+    }
+
+    def start(name: str) -> services.Service:
+        command, address = commands[name]
+        return running.get(name) or services.start(name, command, environment, address)
+
     try:
-        server = services.start("prefect", services.prefect_command(prefect_port), environment, prefect)
-        pages = services.start("mlflow", services.mlflow_command(mlflow_port), environment, mlflow)
+        server, pages = start("prefect"), start("mlflow")
         services.wait_for(server, f"{prefect}/api/health")
         from infra.bootstrap import bootstrap
 
         bootstrap(root)
-        services.start("worker", [sys.executable, "-m", "infra", "worker"], environment)
+        start("worker")
         services.wait_for(pages, f"{mlflow}/health")
     except FlowError:
-        services.stop_all()
+        if not running:
+            services.stop_all()
         raise
     _tell(services.running())
+
+
+def _address(running: dict[str, services.Service], name: str, variable: str, default: int) -> str:
+    """Where a service is, or will be."""
+    return running[name].address if name in running else f"http://{services.HOST}:{services.port(variable, default)}"
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 @app.command()

@@ -24,6 +24,7 @@ from valle2.types import Seconds
 
 HOST = "127.0.0.1"
 POOL = "valle2"
+NAMES = ("prefect", "mlflow", "worker")
 PATIENCE: Seconds = 300.0
 """How long a service may take to answer; a first start sets up its database."""
 

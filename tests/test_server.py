@@ -1,127 +1,38 @@
 """A real Prefect server, as `make up` starts it: new data starts a retraining, and a person's answer decides.
 
-The stages put down a tiny model that was made beforehand; all else is real: server, worker, automation, suspension, new
-processes, DVC, MLflow's registry and the signed promotion. The real stages are in test_repro.py.
+The stages put down a tiny model that was made beforehand; all else is real: server, worker, automations, suspension,
+new processes, DVC, MLflow's registry, the signed promotion, and a webhook that is told. The real stages are in
+test_repro.py.
 """
 
+import hashlib
 import json
 import os
-import socket
-import subprocess
+import signal
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from http import HTTPStatus
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
+from prefect.client.schemas.objects import FlowRun
 
+from flows.cause import cause_of
+from flows.promote import WAITING
 from infra.services import Service, is_alive
-from tests import fabricated
-from tests.tiny import ROOT, commit_all, copy_project
+from tests.ports import free_port
+from tests.served import REPORT, Server, commit_change, make_repository, webhook
+from tests.tiny import ROOT
 from tests.toy import git
 from valle2.errors import ModelError
 from valle2.registry import resolve, versions
-from valle2.stage import write_json
+from valle2.stage import file_sha256
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-PROJECT = (
-    "valle2", "flows", "infra", "prefect.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore",
-)  # fmt: skip
-NEEDS = {
-    "ingest": ["data"],
-    "transcribe": ["artifacts/ingest"],
-    "curate": ["artifacts/transcribe"],
-    "tokenize": ["artifacts/curate"],
-    "data-report": ["artifacts/tokenize"],
-    "train-ar": ["artifacts/tokenize"],
-    "train-nar": ["artifacts/tokenize"],
-    "evaluate": ["artifacts/train-ar", "artifacts/train-nar"],
-}
-STAGE = '''\
-"""A stage that puts down what was made beforehand."""
-import json, shutil, sys
-from pathlib import Path
-
-name = sys.argv[1]
-shutil.copytree(Path("made") / name, Path("artifacts") / name)
-log = Path("artifacts/.log") / f"{name}.json"
-log.parent.mkdir(exist_ok=True)
-log.write_text(json.dumps({"figure": f"{name} put down", "facts": {}}))
-'''
-METRICS = {"wer": 0.1, "inf": 0.0, "cut": 0.0, "sim_wins": 0.95, "dnsmos": 3.2, "num_cases": 24}
-PATIENCE = 400.0
-"""Seconds for a run to get where it should; a loaded machine needs long, a quiet one takes a few."""
-
-
-@dataclass(frozen=True)
-class Server:
-    """A repository and the server that runs its deployments."""
-
-    root: Path
-    environment: dict[str, str]
-    api: str
-
-    def call(self, path: str, body: object = None) -> Any:
-        """Ask the server, as its pages do, and again while its database is busy, as Prefect's own client does."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.api + path, data, {"Content-Type": "application/json"})
-        end = time.monotonic() + 10
-        while True:
-            try:
-                with urllib.request.urlopen(request, timeout=120) as answer:
-                    return json.load(answer)
-            except urllib.error.HTTPError as error:
-                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > end:
-                    raise
-                time.sleep(2)
-
-    def start(self, deployment: str, **parameters: str | int) -> dict[str, Any]:
-        """Start a deployment."""
-        found = self.call(f"/deployments/name/{deployment}")["id"]
-        return self.call(f"/deployments/{found}/create_flow_run", {"parameters": parameters})
-
-    def runs(self, deployment: str) -> list[dict[str, Any]]:
-        """The flow runs of a deployment that somebody or something started, its schedule left out."""
-        found = self.call("/flow_runs/filter", {"deployments": {"name": {"any_": [deployment]}}})
-        return [run for run in found if not run["auto_scheduled"]]
-
-    def reach(self, run: dict[str, Any], state: str) -> dict[str, Any]:
-        """Wait until a run is in a state."""
-
-        def now() -> dict[str, Any] | None:
-            found = self.call(f"/flow_runs/{run['id']}")
-            bad = {"FAILED", "CRASHED", "CANCELLED", "COMPLETED"} - {state}
-            assert found["state_type"] not in bad, f"{found['state']['message']}\n{self.said()}"
-            return found if found["state_type"] == state else None
-
-        return self.until(now)
-
-    def until(self, found: Callable[[], Any]) -> Any:
-        """Wait for something."""
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
-            if it := found():
-                return it
-            time.sleep(0.3)
-        raise AssertionError(f"waited {PATIENCE:.0f} s in vain\n{self.said()}")
-
-    def said(self) -> str:
-        """What runs print."""
-        return (self.root / ".valle2" / "logs" / "worker.log").read_text()[-5000:]
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the project in its root."""
-        return subprocess.run(
-            [sys.executable, "-m", *command], cwd=self.root, env=self.environment, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+PAGE = hashlib.sha256(REPORT.encode()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -135,57 +46,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "PYTHONPATH": str(root), "PREFECT_PORT": str(ports[0]), "MLFLOW_PORT": str(ports[1]),
         "PREFECT_WORKER_QUERY_SECONDS": "1", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
+    told: list[dict[str, Any]] = []
+    with webhook(told) as hook, pytest.MonkeyPatch.context() as patch:
+        environment["VALLE2_WEBHOOK_URL"] = hook
         patch.setenv("PATH", environment["PATH"])
         patch.setenv("VALLE2_HOME", str(root / ".valle2"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         make_repository(root, patch)
-        server = Server(root, environment, f"http://127.0.0.1:{ports[0]}/api")
+        server = Server(root, environment, f"http://127.0.0.1:{ports[0]}/api", told)
         done = server.run("infra", "up")
         assert done.returncode == 0, done.stderr
-        noted = [Service(**item) for item in json.loads((root / ".valle2" / "services.json").read_text())]
         try:
             yield server
+            noted = services(root)
         finally:
             server.run("infra", "down")
         assert [service.name for service in noted] == ["prefect", "mlflow", "worker"]
         assert not any(is_alive(service) for service in noted)
-
-
-def free_port() -> int:
-    """A port that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def make_repository(root: Path, patch: pytest.MonkeyPatch) -> None:
-    """This project with stages that take no time, and parameters that ask a person."""
-    root.mkdir()
-    patch.chdir(root)
-    copy_project(root, PROJECT)
-    fabricated.workspace(root)
-    (root / "artifacts").rename(root / "made")
-    write_json(root / "made" / "evaluate" / "metrics.json", METRICS)
-    write_json(root / "made" / "data-report" / "report.json", {})
-    (root / "data" / "sources.yaml").write_text("sources: []\n")
-    (root / "stage.py").write_text(STAGE)
-    stages = {
-        name: {"cmd": f"python stage.py {name}", "deps": ["stage.py", *needs], "outs": [f"artifacts/{name}"]}
-        for name, needs in NEEDS.items()
-    }
-    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
-    params: dict[str, Any] = {"tokenize": {"codec": "codec"}, "promote": {"approval": "required"}}
-    (root / "params.yaml").write_text(yaml.safe_dump(params))
-    params["promote"]["model_name"] = "other"
-    (root / "other.yaml").write_text(yaml.safe_dump(params))
-    commit_all(root)
-
-
-def commit_change(root: Path) -> None:
-    """Somebody goes on working: every stage is stale now."""
-    (root / "stage.py").write_text(STAGE + "print('changed')\n")
-    git(root, "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "--all", "--message", "change")
 
 
 def test_new_data_starts_a_retraining_and_a_person_rejects_its_model(server: Server) -> None:
@@ -198,19 +75,42 @@ def test_new_data_starts_a_retraining_and_a_person_rejects_its_model(server: Ser
     server.reach(retrained, "PAUSED")
     [candidate] = versions()
     assert candidate.tags["valle2.status"] == "candidate"
-    resume = f"/flow_runs/{retrained['id']}/resume"
-    given = {"approver": "Ada", "decision": "reject", "reason": ""}
-    refused = server.until(lambda: not_early(server.call(resume, {"run_input": given})))
-    assert refused["status"] == "REJECT" and "reason" in refused["details"]["reason"]
-    assert server.call(resume, {"run_input": given | {"reason": "lisps"}})["status"] == "ACCEPT"
+    why = f"new data version {data_version(server.root)} by ingest run"
+    assert retrained["parameters"]["why"].startswith(why) and ingested["name"] in retrained["parameters"]["why"]
+    assert {"why:new-data", "approval:valle2/1"} <= set(server.now(retrained)["tags"])
+    wanted = server.notice("valle2/1: passed the gate", retrained["name"])
+    assert (wanted["model"], wanted["version"], wanted["run"]) == ("valle2", "1", retrained["name"])
+    assert f"flows answer {retrained['name']} approve" in wanted["todo"]
 
-    server.reach(retrained, "COMPLETED")
+    resume = f"/flow_runs/{retrained['id']}/resume"
+    given = {"approver": "Ada", "decision": "reject", "reason": "lisps", "model": "valle2/1", "seen_report": PAGE}
+    server.until(lambda: not_early(server.call(resume, {"run_input": given | {"reason": ""}})))
+    for wrong in ({"reason": " "}, {"approver": ""}, {"seen_report": "0" * 64}, {"model": "valle2/2"}):
+        refused = server.call(resume, {"run_input": given | wrong})
+        assert refused["status"] == "REJECT" and next(iter(wrong)) in refused["details"]["reason"]
+    assert server.call(resume, {"run_input": given})["status"] == "ACCEPT"
+
+    done = server.reach(retrained, "COMPLETED")
+    assert done["state"]["name"] == "Rejected"
+    assert "valle2/1 was rejected by Ada: lisps; the champion stays none" in done["state"]["message"]
+    assert why in done["state"]["message"] and why in artifact(server, done)
+    server.notice("valle2/1: rejected by Ada: lisps")
     assert len(server.runs("retrain")) == 1
     [rejected] = versions()
     assert rejected.tags["valle2.status"] == "rejected"
     assert rejected.tags["valle2.reasons"] == "rejected by Ada: lisps"
     with pytest.raises(ModelError, match="no version with the alias 'champion'"):
         resolve("valle2@champion")
+
+
+def data_version(root: Path) -> str:
+    return yaml.safe_load((root / "data.dvc").read_text())["outs"][0]["md5"]
+
+
+def artifact(server: Server, run: dict[str, Any]) -> str:
+    """The summary that a run left on the server, its last one."""
+    found = server.call("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}, "sort": "ID_DESC"})
+    return max(found, key=lambda item: item["created"])["data"]
 
 
 def not_early(result: dict[str, Any]) -> dict[str, Any] | None:
@@ -253,15 +153,31 @@ def job_folders(root: Path, run: str) -> list[Path]:
     return [space for space in spaces if (space / "work" / "step").is_file()]
 
 
-def test_what_a_person_approves_is_promoted_wherever_the_branch_has_gone(server: Server) -> None:
+def services(root: Path) -> list[Service]:
+    return [Service(**item) for item in json.loads((root / ".valle2" / "services.json").read_text())]
+
+
+def test_what_a_person_approves_is_promoted_though_all_was_killed_and_the_branch_has_gone_on(server: Server) -> None:
     run = server.reach(server.start("factory/factory", params="other.yaml"), "PAUSED")
+    server.notice("other/1: passed the gate", run["name"])
+    for service in services(server.root):
+        for process in [*psutil.Process(service.pid).children(recursive=True), psutil.Process(service.pid)]:
+            process.send_signal(signal.SIGKILL)
     commit_change(server.root)
+    assert server.run("infra", "up").returncode == 0
+
     words = ["flows", "answer", run["name"], "approve", "--approver", "Ada", "--reason", "listened to all samples"]
-    server.until(lambda: server.run(*words).returncode == 0)
-    again = server.run(*words)
+    page = next((server.root / ".valle2" / "workspaces").glob(f"*-{run['name']}/artifacts/evaluate/report/index.html"))
+    for wrong in ([], ["--report", "0" * 64], ["--report", str(server.root / "params.yaml")]):
+        refused = server.run(*words, *wrong)
+        assert refused.returncode == 2 and file_sha256(page) in refused.stderr and refused.stderr.count("\n") == 1
+    answered = server.run(*words, "--report", str(page))
+    assert answered.returncode == 0 and "approve other/1" in answered.stdout, answered.stderr
+    again = server.run(*words, "--report", str(page))
     assert again.returncode == 2 and "waits for approval" in again.stderr and again.stderr.count("\n") == 1
 
-    server.reach(run, "COMPLETED")
+    done = server.reach(run, "COMPLETED")
+    assert done["state"]["name"] == "Promoted"
     assert "it goes on with what is on run/" in server.said()
     [version] = versions("other")
     champion = resolve("other@champion")
@@ -271,3 +187,47 @@ def test_what_a_person_approves_is_promoted_wherever_the_branch_has_gone(server:
     assert promotion["lineage"] == champion.lineage
     [kept] = (server.root / ".valle2" / "promotions").glob("other-1-*.json")
     assert json.loads(kept.read_text())["promotion"] == promotion
+    server.notice("other/1: champion, approved by Ada: listened to all samples", run["name"], "valle2 rollback")
+
+
+def test_retrainings_queue_say_why_and_leave_the_champion_where_nothing_is_better(server: Server) -> None:
+    git(server.root, "checkout", "--quiet", "-b", "broken")
+    (server.root / "stage.py").write_text("raise SystemExit('valle2: the toy is broken; mend it')\n")
+    author = "-c", "user.name=t", "-c", "user.email=t@localhost"
+    git(server.root, *author, "commit", "--quiet", "--all", "--message", "break")
+    git(server.root, "checkout", "--quiet", "main")
+    [factory] = server.runs("factory")
+    branch = max(git(server.root, "branch", "--list", f"run/*-{factory['name']}", "--format=%(refname:short)").split())
+
+    before = {run["id"] for run in server.runs("retrain")}
+    by_hand = server.run("flows", "retrain", "--on-server", "--revision", branch, "--params", "other.yaml")
+    assert by_hand.returncode == 0, by_hand.stderr
+    [unchanged] = [run for run in server.runs("retrain") if run["id"] not in before]
+    broken = server.start("retrain/retrain", revision="broken", params="other.yaml", why="Bo asks")
+    late = server.start("retrain/retrain", revision=branch, params="late.yaml")
+
+    unchanged = server.reach(unchanged, "COMPLETED")
+    assert unchanged["state"]["name"] == "UpToDate"
+    assert "nothing to decide: other/1 is champion (by hand by " in unchanged["state"]["message"]
+    assert unchanged["total_run_time"] < 60
+    print(f"up to date in {unchanged['total_run_time']:.1f} s")
+    assert len(versions("other")) == 1
+
+    broken = server.reach(broken, "FAILED")
+    assert "the toy is broken; mend it; the champion stays other/1" in broken["state"]["message"]
+    assert "by hand: Bo asks" in artifact(server, broken) and "why:hand" in broken["tags"]
+    assert broken["start_time"] >= unchanged["end_time"]
+    server.notice(f"retrain {broken['name']}, Failed", "the champion stays other/1", "run the same again")
+    assert resolve("other@champion").version == 1
+
+    late = server.until(lambda: it if (it := server.now(late))["state_type"] == "CANCELLED" else None)
+    assert late["state"]["name"] == "NotPromoted" and "`valle2 promote VERSION" in late["state"]["message"]
+    server.notice(late["name"], "late/1, NotPromoted", "not promoted")
+    assert not [it for it in server.told if late["name"] in it["text"] and "Failed" in it["text"]]
+    assert versions("late")[0].tags["valle2.status"] in WAITING
+
+
+def test_one_that_the_schedule_starts_says_when(server: Server) -> None:
+    runs = server.call("/flow_runs/filter", {"flow_runs": {"tags": {"all_": ["auto-scheduled"]}}, "limit": 1})
+    cause = cause_of(FlowRun(**runs[0]))
+    assert (cause.kind, cause.sentence[:13]) == ("schedule", "scheduled at ") and " 03:00 UTC" in cause.sentence

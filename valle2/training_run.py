@@ -285,6 +285,8 @@ def training_tags(kind: str, data_digest: str) -> dict[str, str]:
     tags = {"valle2.stage": f"train-{kind}", "valle2.attempts": "1", "valle2.data_digest": data_digest}
     if flow_run := os.environ.get("VALLE2_RUN"):
         tags["valle2.run"] = flow_run
+    if why := os.environ.get("VALLE2_WHY"):
+        tags["valle2.why"] = why
     if parent := os.environ.get(PARENT):
         tags["mlflow.parentRunId"] = parent
     return tags
