@@ -13,7 +13,8 @@ from valle2.config.sampling import SamplingConfig
 from valle2.errors import LineageError, ModelError
 from valle2.evaluation.gate import judge
 from valle2.model_folder import write_bundle
-from valle2.registry import bundle_sha256, promote, register, reject, resolve, rollback, versions
+from valle2.promotion import promote, reject, rollback
+from valle2.registry import bundle_sha256, register, resolve, versions
 from valle2.stage import output
 from valle2.tracking import connect, home, tracking_uri
 from valle2.training_run import training_run

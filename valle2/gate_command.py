@@ -23,5 +23,6 @@ def gate(
     verdict = judge(gather(config), config.gate)
     for rule in verdict.rules:
         print(f"gate: {'pass' if rule.passed else 'FAIL'} {rule.name}: {rule.sentence}")
-    print(f"gate: {'passed' if verdict.passed else 'refused'}, {len(verdict.reasons)} of {len(verdict.rules)} rules failed")
+    outcome = "passed" if verdict.passed else "refused"
+    print(f"gate: {outcome}, {len(verdict.reasons)} of {len(verdict.rules)} rules failed")
     write_json(out, verdict.to_json())

@@ -131,7 +131,7 @@ def check_model(found: "ModelVersion", sha256: str) -> None:
     promotion = record_of(found)
     if promotion is not None and promotion.model_sha256 and promotion.model_sha256 != sha256:
         raise ModelError(
-            f"the files of {found.name}/{found.version} have the digest {sha256[:12]}…, and {promotion.approver} promoted "
-            f"{promotion.model_sha256[:12]}…: somebody changed them; `valle2 rollback` brings the champion before back, "
-            "or register the model again"
+            f"the files of {found.name}/{found.version} have the digest {sha256[:12]}…, and {promotion.approver} "
+            f"promoted {promotion.model_sha256[:12]}…: somebody changed them; register the model again, or bring the "
+            "champion before it back with `valle2 rollback`"
         )

@@ -68,7 +68,9 @@ def _heard_by(folder: Path, evaluated: set[str]) -> set[str]:
     while found:
         heard |= _heard_in(found, evaluated)
         if found.record.parent_model and found.parent is None:
-            raise LineageError(f"{folder} was trained on from a model whose records are out of reach: {found.notes[-1]}")
+            raise LineageError(
+                f"{folder} was trained on from a model whose records are out of reach: {found.notes[-1]}"
+            )
         found = found.parent
     return heard
 
