@@ -62,6 +62,8 @@ def kept_evaluation(
     """A version's `metrics.json` and `cases.json` as they were when it was registered; None where its run has none."""
     from mlflow.exceptions import MlflowException
 
+    if version.run_id is None:
+        return None
     try:
         folder = Path(client.download_artifacts(version.run_id, EVALUATION))
         metrics, cases = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "cases"))

@@ -68,15 +68,13 @@ def _heard_by(folder: Path, evaluated: set[str]) -> set[str]:
     while found:
         heard |= _heard_in(found, evaluated)
         if found.record.parent_model and found.parent is None:
-            raise LineageError(
-                f"{folder} was trained on from a model whose records are out of reach: {found.notes[-1]}"
-            )
+            raise LineageError(f"the records of a model before {folder} are out of reach: {found.notes[-1]}")
         found = found.parent
     return heard
 
 
 def _heard_in(found: Trace, evaluated: set[str]) -> set[str]:
-    """The shards tell; where they are out of reach, the test speakers that `curate` was told to keep out of training."""
+    """The shards tell; where they are out of reach, the test speakers that `curate` had to keep out of training."""
     if found.voices:
         return {
             voice.speaker
