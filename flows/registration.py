@@ -60,7 +60,8 @@ def judged(space: Workspace, stages: dict[str, str], runs: Runs) -> tuple[Judged
         run_stages(space, REPORTED, runs)
     verdict = judge(space)
     version, is_new = register(space, stages, verdict)
-    found = Judged(version, verdict.passed, "; ".join(rule.sentence for rule in verdict.rules), verdict.reasons)
+    told = "; ".join(rule.sentence for rule in verdict.rules if rule.value is not None)
+    found = Judged(version, verdict.passed, told, verdict.reasons)
     write_json(_note_file(space, stages), {"uri": tracking_uri(), "judged": asdict(found)})
     return found, is_new
 

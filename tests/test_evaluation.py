@@ -19,7 +19,7 @@ from valle2.evaluation import evaluate as stage
 from valle2.evaluation import scorer
 from valle2.evaluation.cases import choose_cases, choose_prompt, cut_prompt
 from valle2.evaluation.figures import Series, curves
-from valle2.evaluation.gate import judge
+from valle2.evaluation.gate import EvalReport, judge
 from valle2.evaluation.metrics import corpus_wer, ending, similarity, sound_seconds, word_errors
 from valle2.evaluation.report import write_report
 from valle2.evaluation.statistics import interval
@@ -173,7 +173,7 @@ def evaluated(tmp_path_factory):
 
 def test_a_model_of_ten_steps_is_rejected(evaluated):
     metrics = json.loads((output("evaluate") / "metrics.json").read_text())
-    verdict = judge(metrics, GateConfig())
+    verdict = judge(EvalReport(metrics), GateConfig())
     assert not verdict.passed
     assert any("word error rate (wer) 1 is not at most" in reason for reason in verdict.reasons)
     assert metrics["num_cases"] == 4 and metrics["num_speakers"] == 2
@@ -277,7 +277,7 @@ def test_one_speaker_has_no_others_and_the_gate_says_so(evaluated):
         row["sim_others"], row["sim_wins"] = [], 0
     metrics = summarise(cases, {}, EvaluateConfig(), 0)
     assert "sim_wins" not in metrics
-    assert any("no figure `sim_wins`" in reason for reason in judge(metrics, GateConfig()).reasons)
+    assert any("no figure `sim_wins`" in reason for reason in judge(EvalReport(metrics), GateConfig()).reasons)
 
 
 @pytest.fixture(scope="module")

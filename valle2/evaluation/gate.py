@@ -153,7 +153,7 @@ def _against_champion(metric: str, meaning: str, direction: int, every_protocol:
         champion = report.champion
         what = f"{meaning} against the champion ({metric})"
         if champion is None:
-            return Rule(name, None, threshold, True, f"{what}: there is no champion yet to compare with")
+            return Rule(name, None, threshold, True, f"{what}: there is no other champion to compare with")
         first = report.cases[0]["protocol"] if report.cases and not every_protocol else None
         own = [case for case in report.cases if first in (None, case["protocol"])]
         try:
@@ -173,7 +173,7 @@ def _against_champion(metric: str, meaning: str, direction: int, every_protocol:
 def _speed(fact: Literal["rtf", "slowdown"], meaning: str) -> Judge:
     def rule(name: str, threshold: float, report: EvalReport, rules: GateConfig) -> Rule:
         if fact == "slowdown" and report.champion is None:
-            return Rule(name, None, threshold, True, f"{meaning}: there is no champion yet to compare with")
+            return Rule(name, None, threshold, True, f"{meaning}: there is no other champion to compare with")
         why = report.facts.unknown.get(fact, "it was not measured")
         return _bounded(name, getattr(report.facts, fact), threshold, meaning, why)
 
