@@ -227,7 +227,7 @@ def test_a_second_evaluation_computes_nothing(evaluated, monkeypatch):
 
 def test_the_report_needs_no_server_and_is_byte_stable(evaluated, tmp_path):
     page = (output("evaluate") / "report" / "index.html").read_text()
-    assert not re.search(r"https?://|//cdn|@import|<script", page)
+    assert not re.search(r"https?://|//cdn|@import", page)
     assert all(address.startswith(("data:", "#")) for address in re.findall(r'(?:src|href)="([^"]*)"', page))
     assert page.count("<audio") == 4 * 4 and "polyline" in page and "taken in" in page
     metrics = json.loads((output("evaluate") / "metrics.json").read_text())
@@ -241,7 +241,7 @@ def test_text_in_the_report_is_escaped(evaluated, tmp_path):
     cases = json.loads((output("evaluate") / "cases.json").read_text())
     cases[0]["text"] = "<script>alert(1)</script>"
     page = write_report(tmp_path, metrics, cases, output("evaluate") / "samples", {}).read_text()
-    assert "<script" not in page
+    assert "<script>alert" not in page
 
 
 def test_cases_are_spread_over_speakers_and_prompts_are_other_utterances(evaluated):

@@ -102,7 +102,7 @@ def test_a_model_that_is_worse_than_the_champion_on_the_same_cases_is_refused(na
     before = Champion("valle2/3", [case(place) for place in range(20)])
     verdict = judged(cases=[case(place, **worse) for place in range(20)], champion=before)
     assert [found.name for found in verdict.rules if not found.passed] == [name]
-    assert "valle2/3" in verdict.reasons[0] and "p = 0.0001, 20 cases" in verdict.reasons[0]
+    assert "valle2/3" in verdict.reasons[0] and "p = 0.0002, 20 cases" in verdict.reasons[0]
     better = Champion("valle2/3", [case(place, **worse) for place in range(20)])
     assert judged(cases=before.cases, champion=better).passed
 

@@ -4,14 +4,17 @@ import base64
 import json
 
 import numpy as np
+import pandas
 import pytest
 
+from tests.evaluations import make_evaluation
 from tests.fabricated import config, voice, workspace
 from valle2.audio import encode_wave
 from valle2.config.promote import GateConfig
 from valle2.config.sampling import SamplingConfig
 from valle2.errors import LineageError, ModelError
 from valle2.evaluation.gate import EvalReport, Facts, judge
+from valle2.evaluation.report import write_report
 from valle2.model_folder import write_bundle
 from valle2.promotion import challenge, promote, reject, rollback
 from valle2.registry import bundle_sha256, current_champion, register, resolve, versions
@@ -57,6 +60,25 @@ def test_a_rejected_model_is_kept_with_reasons_and_never_champion(bundle):
     with pytest.raises(ModelError, match="no version with the alias 'candidate'"):
         resolve("poor@candidate")
     assert resolve(f"poor/{version}").lineage == "a" * 64
+
+
+def test_mlflow_has_the_report_and_its_tables(bundle, tmp_path):
+    from mlflow.artifacts import load_dict
+
+    report = make_evaluation(tmp_path / "evaluate", 4)
+    metrics, cases = (json.loads((report / f"{name}.json").read_text()) for name in ("metrics", "cases"))
+    write_report(report / "report", metrics, cases, report / "samples", {})
+    version = register(bundle, "e" * 64, metrics, PASSED, report=report, name="shown")
+    run = connect().get_model_version("shown", str(version)).run_id
+    names = {artifact.path for artifact in connect().list_artifacts(run)}
+    assert {"report", "samples", "tables"} <= names
+    cases = pandas.DataFrame(**load_dict(f"runs:/{run}/tables/cases.json"))
+    assert list(cases["case"][:2]) == ["case-000", "case-001"] and len(cases) == 4
+    assert cases["marks"][0] == "cut short (CUT)" and cases["wer"][1] > 0 and "heard" in cases
+    figures = pandas.DataFrame(**load_dict(f"runs:/{run}/tables/figures.json"))
+    [wer] = figures[(figures["figure"] == "WER") & (figures["speech"] == "VALL-E 2")].to_dict("records")
+    assert wer["value"] == f"{100 * metrics['wer']:.1f} %" and wer["measured by"].startswith("bundled Whisper")
+    assert "mlflow.loggedArtifacts" in connect().get_run(run).data.tags
 
 
 def test_promotion_moves_the_aliases_and_is_recorded(bundle):
@@ -147,12 +169,10 @@ def test_a_candidate_challenges_the_champion_one_at_a_time(bundle):
 
 
 def test_the_record_says_what_was_promoted_and_which_report_was_seen(bundle, tmp_path):
-    page = tmp_path / "report" / "index.html"
-    page.parent.mkdir()
-    page.write_text("<h1>Evaluation</h1>")
-    (tmp_path / "metrics.json").write_text(json.dumps(GOOD))
-    (tmp_path / "cases.json").write_text(json.dumps([{"id": "c1"}]))
-    version = register(bundle, "f" * 64, GOOD, PASSED, report=tmp_path, name="seen")
+    report = make_evaluation(tmp_path / "evaluate", 4)
+    metrics, cases = (json.loads((report / f"{name}.json").read_text()) for name in ("metrics", "cases"))
+    page = write_report(report / "report", metrics, cases, report / "samples", {})
+    version = register(bundle, "f" * 64, GOOD, PASSED, report=report, name="seen")
     with pytest.raises(ModelError, match=r"the report that was seen has the digest 000000000000…, that of seen/1 is"):
         promote(version, "Ann", "read it", name="seen", seen_report="0" * 64)
     assert current_champion("seen") is None
@@ -162,7 +182,7 @@ def test_the_record_says_what_was_promoted_and_which_report_was_seen(bundle, tmp
     assert done.model_sha256 == digest(bundle_sha256(bundle))
     champion = current_champion("seen")
     assert champion.name == "seen/1"
-    assert champion.evaluation() == (GOOD, [{"id": "c1"}])
+    assert champion.evaluation() == (metrics, cases)
 
 
 def test_files_that_were_changed_after_the_promotion_are_refused(bundle):

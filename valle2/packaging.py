@@ -4,6 +4,7 @@ Logged once, by `valle2.registry.register`; what runs when MLflow loads it is `v
 """
 
 import hashlib
+import json
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ def log_voice_model(
         bundle: The voice model's folder.
         metrics: Figures become metrics, names parameters.
         tags: Of the run and of the version.
-        report: Folder with `report/` and `samples/`, both kept with the run.
+        report: Folder with `report/`, `samples/` and `cases.json`, kept with the run; the cases as a table.
         name: Of the registered model.
 
     Returns:
@@ -51,6 +52,8 @@ def log_voice_model(
     quieten()
     import mlflow
     from mlflow.exceptions import MlflowException
+
+    from valle2.evaluation.report_tables import case_table, figure_table
 
     figures = {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
     about = {key: str(value) for key, value in metrics.items() if isinstance(value, str)}
@@ -69,6 +72,10 @@ def log_voice_model(
         for file in ("metrics.json", "cases.json"):
             if report is not None and (report / file).is_file():
                 mlflow.log_artifact(str(report / file), EVALUATION)
+        if report is not None and (report / "cases.json").is_file():
+            cases = json.loads((report / "cases.json").read_text())
+            mlflow.log_table(case_table(cases), "tables/cases.json")
+            mlflow.log_table(figure_table(metrics, cases), "tables/figures.json")
         logged = mlflow.pyfunc.log_model(
             name="voice",
             python_model=str(Path(__file__).with_name("voice_model.py")),

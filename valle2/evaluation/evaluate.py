@@ -64,7 +64,8 @@ def evaluate(config: EvaluateParams) -> StageResult:
         write_json(out / "metrics.json", metrics)
         write_json(out / "cases.json", scored)
         _keep_samples(work / "speech", out / "samples", cases)
-        write_report(out / "report", metrics, scored, out / "samples", _context())
+        write_json(out / "context.json", context := _context())
+        write_report(out / "report", metrics, scored, out / "samples", context)
         finish(work, "evaluate")
     figure = (
         f"WER {metrics['wer']:.3f}, SIM {metrics['sim_own']:.3f}, DNSMOS {metrics['dnsmos']:.2f}, {len(cases)} cases"

@@ -1,4 +1,4 @@
-"""Pictures of the report as bytes that never change: PNG spectrograms, SVG curves that follow the page's theme."""
+"""Pictures of the report as bytes that never change: WebP spectrograms, SVG curves that follow the page's theme."""
 
 import io
 import math
@@ -10,10 +10,11 @@ from jaxtyping import Float
 
 from valle2.pages.page import data_uri
 
-NUM_MELS = 80
-HOP_SECONDS = 0.01
+NUM_MELS = 64
+HOP_SECONDS = 0.0125
 DYNAMIC_RANGE = 70.0
 """dB from black to white."""
+WEBP_QUALITY = 40
 WIDTH, HEIGHT, LEFT, BOTTOM = 560, 260, 48, 28
 
 
@@ -26,7 +27,7 @@ class Series:
 
 
 def spectrogram(wave: Float[np.ndarray, " n"], sample_rate: int) -> str:
-    """A log-mel spectrogram as a PNG data URI, one pixel a band and 10 ms."""
+    """A log-mel spectrogram as a WebP data URI, one pixel a band and 12.5 ms: a tenth of the same PNG."""
     import librosa
     from matplotlib import colormaps
     from PIL import Image
@@ -36,12 +37,10 @@ def spectrogram(wave: Float[np.ndarray, " n"], sample_rate: int) -> str:
     mel = librosa.feature.melspectrogram(y=padded, sr=sample_rate, n_fft=4 * hop, hop_length=hop, n_mels=NUM_MELS)
     level = librosa.power_to_db(mel, ref=max(float(mel.max()), 1e-10), top_db=DYNAMIC_RANGE)
     pixels = np.rint((level / DYNAMIC_RANGE + 1) * 255).clip(0, 255).astype(np.uint8)[::-1]
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    image = image.convert("P")
-    image.putpalette((colormaps["magma"](np.arange(256))[:, :3] * 255).astype(np.uint8).tobytes())
+    colours = (colormaps["magma"](np.arange(256))[:, :3] * 255).astype(np.uint8)
     stream = io.BytesIO()
-    image.save(stream, "PNG", optimize=True)
-    return data_uri(stream.getvalue(), "image/png")
+    Image.fromarray(colours[pixels]).save(stream, "WEBP", quality=WEBP_QUALITY)
+    return data_uri(stream.getvalue(), "image/webp")
 
 
 def curves(title: str, series: Sequence[Series]) -> str:
