@@ -18,7 +18,7 @@ CHAMPION = "valle2@champion"
 
 def register_commands(app: typer.Typer) -> None:
     """Add the commands to the `valle2` application."""
-    for command in (synthesize, lineage, models, gate, promote, reject, rollback, ablate, report):
+    for command in (synthesize, lineage, models, card, gate, promote, reject, rollback, ablate, report):
         app.command()(command)
     register_data(app)
     register_runs(app)
@@ -65,6 +65,18 @@ def models() -> None:
             tags.get("valle2.reasons", ""), tags.get("valle2.lineage", "")[:12],
         )  # fmt: skip
     Console().print(table)
+
+
+def card(model: Annotated[str, typer.Argument(help="valle2@champion or valle2/3")] = CHAMPION) -> None:
+    """Print a model card: use, data, consent, figures with intervals, limits and risks, from the facts."""
+    from valle2.errors import ModelError
+    from valle2.model_card import card_of
+    from valle2.registry import resolve
+
+    found = resolve(model)
+    if found.version is None:
+        raise ModelError(f"{model} is a folder, and cards are of registered models; see `valle2 models`")
+    print(card_of(found.name.partition("/")[0], found.version))
 
 
 def promote(

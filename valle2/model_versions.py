@@ -1,6 +1,7 @@
 """Looking up versions in MLflow's registry, with errors that say what there is."""
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 EVALUATION = "evaluation"
 """Folder of a version's run with `metrics.json` and `cases.json`, which a later model is compared with."""
+DATA = "data-report.json"
+"""In the same folder: what the data-report stage found of the data."""
 REPORT = "valle2.report_sha256"
 """Tag: SHA-256 of the version's report page."""
 
@@ -56,17 +59,22 @@ def by_alias(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | N
         raise
 
 
-def kept_evaluation(
-    client: "MlflowClient", version: "ModelVersion"
-) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]] | None:
-    """A version's `metrics.json` and `cases.json` as they were when it was registered; None where its run has none."""
+def kept_json(client: "MlflowClient", version: "ModelVersion", path: str) -> Any:
+    """A JSON file of a version's run; None where it has none."""
     from mlflow.exceptions import MlflowException
 
     if version.run_id is None:
         return None
     try:
-        folder = Path(client.download_artifacts(version.run_id, EVALUATION))
-        metrics, cases = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "cases"))
+        with tempfile.TemporaryDirectory() as folder:
+            return json.loads(Path(client.download_artifacts(version.run_id, path, folder)).read_text())
     except (MlflowException, OSError):
         return None
-    return metrics, cases
+
+
+def kept_evaluation(
+    client: "MlflowClient", version: "ModelVersion"
+) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]] | None:
+    """A version's `metrics.json` and `cases.json` as they were when it was registered; None where its run has none."""
+    metrics, cases = (kept_json(client, version, f"{EVALUATION}/{name}.json") for name in ("metrics", "cases"))
+    return None if metrics is None or cases is None else (metrics, cases)

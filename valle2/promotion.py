@@ -6,6 +6,7 @@ What a record is, and how an alias that was moved by hand is found out, is `vall
 from typing import TYPE_CHECKING, Any
 
 from valle2.errors import ModelError
+from valle2.model_card import put_card
 from valle2.model_versions import REPORT, all_versions, by_alias, one_version
 from valle2.packaging import fetch_bundle
 from valle2.promotion_record import Promotion, last_record, now, put_record, record_of
@@ -113,6 +114,7 @@ def _crown(client: "MlflowClient", promotion: Promotion) -> Promotion:
         client.set_registered_model_alias(name, "previous", str(promotion.replaced))
         client.set_model_version_tag(name, str(promotion.replaced), "valle2.status", "previous")
     client.set_registered_model_alias(name, "champion", str(version))
+    put_card(client, name, version)
     return promotion
 
 
@@ -136,6 +138,7 @@ def reject(version: int, approver: str, reason: str, name: str = MODEL) -> None:
     client.set_model_version_tag(name, str(version), "valle2.status", "rejected")
     client.set_model_version_tag(name, str(version), "valle2.reasons", f"rejected by {approver}: {reason}")
     _take_aliases(client, name, version, "candidate", "challenger")
+    put_card(client, name, version)
 
 
 def _check_passed(version: "ModelVersion") -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from valle2.errors import ModelError
 from valle2.evaluation.gate import Verdict
+from valle2.model_card import put_card
 from valle2.model_versions import REPORT, all_versions, by_alias, kept_evaluation, one_version, version_names
 from valle2.packaging import fetch_bundle, log_voice_model
 from valle2.promotion_record import check_champion, check_model, last_record
@@ -58,6 +59,7 @@ def register(
     *,
     run_ids: Mapping[str, str] | None = None,
     report: Path | None = None,
+    data: Path | None = None,
     name: str = MODEL,
 ) -> int:
     """Put a voice model into the registry, as candidate or as rejected. Doing it again finds the same version.
@@ -69,6 +71,7 @@ def register(
         verdict: The gate's.
         run_ids: MLflow runs that made it: kind (`ar`, `nar`) to id.
         report: The evaluate stage's output folder; its report page and samples go with the run.
+        data: The data-report stage's `report.json`, for the model card.
         name: Of the registered model.
 
     Returns:
@@ -83,7 +86,8 @@ def register(
     version = _find(client, name, lineage)
     if version is None:
         tags = _tags(lineage, verdict, run_ids or {}, bundle, report)
-        version = log_voice_model(client, bundle, metrics, tags, report, name)
+        version = log_voice_model(client, bundle, metrics, tags, report, data, name)
+        put_card(client, name, version)
     if verdict.passed and client.get_model_version(name, str(version)).tags.get("valle2.status") == "candidate":
         client.set_registered_model_alias(name, "candidate", str(version))
     return version
