@@ -72,10 +72,8 @@ def _questions(run: FlowRun) -> dict[str, Any]:
         try:
             schema = json.loads(client.read_flow_run_input(run.id, (keys or {})["schema"]))
             return {name: schema["properties"][name] for name in ("model", "seen_report")}
-        except (
-            KeyError,
-            httpx.HTTPStatusError,
-        ) as error:  # paused by hand; or a moment ago, and its form is not there yet
+        # Paused by hand; or a moment ago, and its form is not there yet.
+        except (KeyError, httpx.HTTPStatusError) as error:
             raise FlowError(f"{run.name} is paused, but asks nothing (yet); look at its page, or try again") from error
 
 

@@ -116,7 +116,8 @@ def register(space: Workspace, stages: dict[str, str], verdict: Verdict) -> tupl
     with redirect_stderr(StringIO()), warnings.catch_warnings(action="ignore"):
         version = registry.register(
             bundle, name, record.metrics, verdict, run_ids={kind: run for kind, run in run_ids.items() if run},
-            report=space.root / output(EVALUATE), data=space.root / output(REPORTED) / "report.json", name=space.config.promote.model_name,
+            report=space.root / output(EVALUATE), data=space.root / output(REPORTED) / "report.json",
+            name=space.config.promote.model_name,
         )  # fmt: skip
     return version, is_new
 
