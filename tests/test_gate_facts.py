@@ -16,21 +16,12 @@ from valle2.evaluation import scorer
 from valle2.evaluation.cases import choose_cases
 from valle2.evaluation.gate import EvalReport, judge
 from valle2.gate_facts import gather, measure_speed
-from valle2.model_folder import write_bundle
 from valle2.promotion import promote
 from valle2.registry import register, resolve
 from valle2.stage import file_sha256, output, write_json
 from valle2.trust.leaks import leaked_speakers, training_speakers, without_consent
 
 LENIENT = {"max_wer": None, "min_sim_wins": None, "min_dnsmos": None, "min_cases": 1, "max_inf": None, "max_cut": None}
-
-
-def voice_model(folder: Path, config) -> Path:
-    write_bundle(
-        folder, ar_dir=output("train-ar"), nar_dir=output("train-nar"), bpe=output("curate") / "bpe.json",
-        codec_name="codec", decoder="codec", sampling=config.evaluate.sampling,
-    )  # fmt: skip
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +92,7 @@ def test_whom_the_model_before_heard_is_asked_of_its_lineage(evaluated, shards, 
     with pytest.raises(LineageError, match=r"whom the model .* heard, from which training started, cannot be told"):
         leaked_speakers(shards, [parent], {"eve"})
     with pytest.raises(LineageError, match="has no lineage, so whom it heard cannot be told"):
-        leaked_speakers(shards, [voice_model(tmp_path / "parent", evaluated)], {"eve"})
+        leaked_speakers(shards, [fabricated.voice_model(tmp_path / "parent")], {"eve"})
 
 
 def test_a_model_that_was_not_evaluated_cannot_be_judged(evaluated, monkeypatch, tmp_path):
@@ -133,7 +124,7 @@ def test_a_report_on_other_shards_is_none(evaluated):
 def test_the_champion_is_compared_on_the_same_cases_and_side_by_side(evaluated, tmp_path):
     """First with the scores that were kept with it; where it was asked other texts, it says these."""
     passed = judge(gather(evaluated), evaluated.gate)
-    bundle = voice_model(tmp_path / "champion", evaluated)
+    bundle = fabricated.voice_model(tmp_path / "champion")
     facts = json.loads((bundle / "model.json").read_text())
     # Another model: it may speak half as long.
     facts["sampling"] = SamplingConfig.model_validate(facts["sampling"] | {"max_seconds": 0.2}).model_dump(mode="json")
@@ -158,13 +149,13 @@ def test_the_champion_is_compared_on_the_same_cases_and_side_by_side(evaluated, 
 
 
 def test_a_model_with_more_layers_is_slower(evaluated, tmp_path):
-    small = voice_model(tmp_path / "small", evaluated)
+    small = fabricated.voice_model(tmp_path / "small")
     shape = fabricated.TINY | {"num_layers": 24}
     settings = evaluated.model_copy(
         update={"model": evaluated.model.model_copy(update={"ar": evaluated.model.ar.model_validate(shape)})}
     )
     fabricated.models(settings)
-    large = voice_model(tmp_path / "large", evaluated)
+    large = fabricated.voice_model(tmp_path / "large")
     cases = choose_cases(output("tokenize"), evaluated)[:2]
     fast, slow = measure_speed([small, large], cases, 1)
     verdict = judge(EvalReport({}, facts=gather(evaluated).facts), GateConfig(max_rtf=(fast + slow) / 2))
