@@ -9,12 +9,14 @@ import pytest
 
 from tests.evaluations import make_evaluation
 from tests.fabricated import config, voice, workspace
+from tests.served import DATA
 from valle2.audio import encode_wave
 from valle2.config.promote import GateConfig
 from valle2.config.sampling import SamplingConfig
 from valle2.errors import LineageError, ModelError
 from valle2.evaluation.gate import EvalReport, Facts, judge
 from valle2.evaluation.report import write_report
+from valle2.model_card import card_of
 from valle2.model_folder import write_bundle
 from valle2.promotion import challenge, promote, reject, rollback
 from valle2.registry import bundle_sha256, current_champion, register, resolve, versions
@@ -183,6 +185,24 @@ def test_the_record_says_what_was_promoted_and_which_report_was_seen(bundle, tmp
     champion = current_champion("seen")
     assert champion.name == "seen/1"
     assert champion.evaluation() == (metrics, cases)
+
+
+def test_the_model_card_is_made_of_the_facts(bundle, tmp_path):
+    from mlflow.artifacts import load_text
+
+    report = make_evaluation(tmp_path / "evaluate", 4)
+    metrics = json.loads((report / "metrics.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps(DATA))
+    version = register(bundle, "ab" * 32, GOOD, PASSED, report=report, data=tmp_path / "report.json", name="carded")
+    card = card_of("carded", version)
+    low, high = (f"{100 * metrics[f'wer_{end}']:.1f}" for end in ("low", "high"))
+    assert f"| this model | {100 * metrics['wer']:.1f} ({low} to {high}) |" in card
+    assert "0.06 h of training speech of 2 speakers" in card and "| licence | CC0-1.0: 0.08 h |" in card
+    assert "## Not for" in card and "## Risks" in card and "- max_wer: pass 0.1 <= 0.35" in card
+    assert "AR with 2 layers of width 32" in card and "## Promotion" not in card
+    promote(version, "Ann", "read it", name="carded")
+    kept = load_text(f"runs:/{connect().get_model_version('carded', str(version)).run_id}/MODEL_CARD.md")
+    assert "Promoted by Ann" in kept and "(champion)" in kept
 
 
 def test_files_that_were_changed_after_the_promotion_are_refused(bundle):
