@@ -48,7 +48,10 @@ log.parent.mkdir(exist_ok=True)
 log.write_text(json.dumps({"figure": f"{name} put down", "facts": {}}))
 '''
 REPORT = "<h1>A report to read</h1>"
-METRICS = {"wer": 0.1, "inf": 0.0, "cut": 0.0, "sim_wins": 0.95, "dnsmos": 3.2, "num_cases": 24}
+METRICS = {
+    "wer": 0.1, "inf": 0.0, "cut": 0.0, "sim_wins": 0.95, "dnsmos": 3.2, "num_cases": 24, "num_speakers": 2,
+    "protocols": "unseen",
+}  # fmt: skip
 DATA = {
     "metrics": {"hours": {"in": 0.1, "train": 0.06, "dev": 0.02}, "share_kept": 0.9}, "recordings": 5,
     "num_speakers": {"train": 2, "dev": 1, "test": 2}, "consent": {"consent": {"kept": 0.08}},

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+import torch
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 
@@ -26,6 +27,7 @@ from valle2.evaluation.statistics import interval
 from valle2.evaluation.summary import summarise
 from valle2.shards import read_manifest
 from valle2.stage import file_sha256, output, write_json
+from valle2.synthesis import Synthesis, Synthesizer
 from valle2.training.loop import train
 from valle2.training.objective import AR, NAR, CodecFacts
 
@@ -179,6 +181,22 @@ def test_a_model_of_ten_steps_is_rejected(evaluated):
     assert metrics["num_cases"] == 4 and metrics["num_speakers"] == 2
     assert metrics["sim_model"].startswith("resemblyzer") and "P.808" in metrics["dnsmos_model"]
     assert metrics["ground_truth_sim_wins"] == 1.0
+
+
+def test_a_model_that_says_nothing_is_scored_and_cut(evaluated, monkeypatch, tmp_path):
+    config, _ = evaluated
+
+    def end_at_once(self, requests, *_):
+        nothing = torch.zeros(0), torch.zeros(8, 0, dtype=torch.long)
+        return [Synthesis(nothing[0], nothing[1], "eos", 1) for _ in requests]
+
+    monkeypatch.setattr(Synthesizer, "synthesize_batch", end_at_once)
+    cases = choose_cases(output("tokenize"), config)[:2]
+    scored, _ = stage.evaluate_model(output("evaluate") / "model", cases, config, tmp_path)
+    for case in scored:
+        row = case["rows"]["model"]
+        assert row["ending"]["cut"] and row["errors"]["deletions"] == row["errors"]["words"] > 0
+        assert row["sim_own"] == 0.0 and 1 <= row["dnsmos"] <= 5
 
 
 def test_the_voice_model_is_assembled(evaluated):

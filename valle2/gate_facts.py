@@ -59,7 +59,7 @@ def _scores(champion: CurrentChampion, metrics: Mapping[str, Any], config: Confi
     from valle2.evaluation.cases import choose_cases
     from valle2.evaluation.evaluate import evaluate_model
 
-    print(f"gate: {champion.name} was evaluated on other cases, so it is evaluated on these", flush=True)
+    print(f"gate: {champion.name} has no scores for these cases, so it is evaluated on them", flush=True)
     sampling = SamplingConfig.model_validate(read_facts(champion.bundle)["sampling"])
     settings = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"sampling": sampling})})
     work = home() / "gate" / digest([model_sha256(champion.bundle), metrics["protocol_digest"]])[:16]

@@ -58,7 +58,7 @@ def model_card(client: "MlflowClient", version: "ModelVersion") -> str:
     metrics = kept_json(client, version, f"{EVALUATION}/metrics.json") or {}
     data = kept_json(client, version, f"{EVALUATION}/{DATA}")
     record = records_in(bundle).get(tags.get("valle2.lineage", ""))
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment = jinja2.Environment(keep_trailing_newline=True)
     return environment.from_string(TEMPLATE.read_text()).render(
         name=f"{version.name}/{version.version}",
         about=f"A VALL-E 2 voice model ({tags.get('valle2.status', 'unknown')}).",
