@@ -24,7 +24,7 @@ from flows.runner import Runs, run_stages
 from flows.session import label, session
 from flows.turn import turn
 from flows.workspace import Workspace
-from valle2 import registry
+from valle2 import promotion
 from valle2.errors import FlowError, TrackingError
 from valle2.runs import store
 
@@ -75,7 +75,8 @@ def decide(space: Workspace, runs: Runs) -> None:
     name = space.config.promote.model_name
     _check_registry(space)
     # Only what the model is made of: the same model is the same version, whatever else a run reported on.
-    verdict, is_new = judged(space, {stage: runs.digests()[stage] for stage in needed(space.root, EVALUATE)})
+    stages = {stage: runs.digests()[stage] for stage in needed(space.root, EVALUATE)}
+    verdict, is_new = judged(space, stages, runs)
     model = f"{name}/{verdict.version}"
     runs.decision.append(f"model    {model}{'' if is_new else ', already registered'}")
     status, why = _status(name, verdict.version)
@@ -135,7 +136,7 @@ def _settle(space: Workspace, runs: Runs, verdict: Judged) -> None:
     approval = _approval(space, runs, model, verdict)
     if approval is None:
         hint = f"`valle2 promote {verdict.version} --approver NAME --reason WHY`"
-        runs.decision.append(f"decision candidate: it passed the gate and waits for approval: {hint}")
+        runs.decision.append(f"decision challenger: it passed the gate and waits for approval: {hint}")
         runs.ending = Ending("Waiting", f"{model} passed the gate and waits for approval")
         return
     _apply(space, runs, approval, verdict.version)
@@ -145,6 +146,7 @@ def _approval(space: Workspace, runs: Runs, model: str, verdict: Judged) -> Appr
     settings = space.config.promote
     if settings.approval == "automatic":
         return Approval(approver=POLICY, decision="approve", reason=verdict.found, model=model, seen_report="")
+    promotion.challenge(verdict.version, settings.model_name)
     if run := server_run():
         label(run, asking(model))
         try:
@@ -169,12 +171,14 @@ def _apply(space: Workspace, runs: Runs, approval: Approval, version: int) -> No
     name, run = space.config.promote.model_name, _run_name(space)
     model, before = f"{name}/{version}", champion(name)
     if approval.decision == "approve":
-        registry.promote(version, approval.approver, approval.reason, name)
+        promotion.promote(
+            version, approval.approver, approval.reason, name, seen_report=approval.seen_report or None
+        )  # fmt: skip
         said = f"champion, approved by {approval.approver}: {approval.reason}; before it: {before}"
         tell("champion.changed", model, said, run, "`valle2 rollback --approver NAME` brings the one before it back.")
         runs.ending = Ending("Promoted", f"{model} is {said}")
     else:
-        registry.reject(version, approval.approver, approval.reason, name)
+        promotion.reject(version, approval.approver, approval.reason, name)
         said = f"rejected by {approval.approver}: {approval.reason}; the champion stays {before}"
         tell("model.rejected", model, said, run, "Nothing; the next run with new data or parameters tries again.")
         runs.ending = Ending("Rejected", f"{model} was {said}")

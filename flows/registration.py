@@ -15,16 +15,20 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows.runner import lineage_store
+from flows.command import command_environment, run_command
+from flows.runner import Runs, lineage_store, run_stages
 from flows.workspace import Workspace
 from valle2 import registry
-from valle2.evaluation.gate import Verdict, judge
+from valle2.evaluation.gate import Verdict
 from valle2.stage import digest, output, write_json
 from valle2.tracking import connect, tracking_uri
 from valle2.trust.lineage import LineageStore, ModelRecord, StageRecord, records_in
 from valle2.types import Stage
 
 EVALUATE: Stage = "evaluate"
+REPORTED: Stage = "data-report"
+GATE = "valle2 gate"
+VERDICT = "artifacts/gate/verdict.json"
 
 
 @dataclass(frozen=True)
@@ -39,24 +43,37 @@ class Judged:
     """The sentences of the rules that failed."""
 
 
-def judged(space: Workspace, stages: dict[str, str]) -> tuple[Judged, bool]:
+def judged(space: Workspace, stages: dict[str, str], runs: Runs) -> tuple[Judged, bool]:
     """The version that an evaluation has become, judged and registered where that has not been done yet.
 
     Args:
         space: Holds the stages' outputs.
         stages: Stage -> digest of its lineage record, of those that the model is made of.
+        runs: Gets the report on the data, which the gate asks for.
 
     Returns:
         The version, and whether it is new.
     """
     if known := _known(space, stages):
         return known, False
-    metrics = json.loads((space.root / output(EVALUATE) / "metrics.json").read_text())
-    verdict = judge(metrics, space.config.gate)
+    if space.config.gate.require_data_report:
+        run_stages(space, REPORTED, runs)
+    verdict = judge(space)
     version, is_new = register(space, stages, verdict)
-    found = Judged(version, verdict.passed, "; ".join(rule.sentence for rule in verdict.rules), verdict.reasons)
+    told = "; ".join(rule.sentence for rule in verdict.rules if rule.value is not None)
+    found = Judged(version, verdict.passed, told, verdict.reasons)
     write_json(_note_file(space, stages), {"uri": tracking_uri(), "judged": asdict(found)})
     return found, is_new
+
+
+@task(persist_result=False, cache_policy=NO_CACHE)
+def judge(space: Workspace) -> Verdict:
+    """Run `valle2 gate` in the workspace: it may have to let the champion speak."""
+    run_command(
+        GATE, space.root, command_environment(space.root, space.home, space.run),
+        lambda line: print(f"  {line}", flush=True), space.note_child,
+    )  # fmt: skip
+    return Verdict.from_json(json.loads((space.root / VERDICT).read_text()))
 
 
 def _known(space: Workspace, stages: dict[str, str]) -> Judged | None:
@@ -99,7 +116,8 @@ def register(space: Workspace, stages: dict[str, str], verdict: Verdict) -> tupl
     with redirect_stderr(StringIO()), warnings.catch_warnings(action="ignore"):
         version = registry.register(
             bundle, name, record.metrics, verdict, run_ids={kind: run for kind, run in run_ids.items() if run},
-            report=space.root / output(EVALUATE), name=space.config.promote.model_name,
+            report=space.root / output(EVALUATE), data=space.root / output(REPORTED) / "report.json",
+            name=space.config.promote.model_name,
         )  # fmt: skip
     return version, is_new
 

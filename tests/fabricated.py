@@ -11,7 +11,9 @@ from lhotse.supervision import AlignmentItem
 
 from valle2.codec import Architecture, build_encodec, save_encodec
 from valle2.config.params import Config, parse_config
+from valle2.config.sampling import SamplingConfig
 from valle2.corpus.tokenize import tokenize
+from valle2.model_folder import write_bundle
 from valle2.shards import read_manifest
 from valle2.stage import output, write_json
 from valle2.text import train_bpe
@@ -120,6 +122,15 @@ def workspace(folder: Path) -> Config:
     assert len(bpe["model"]["vocab"]) <= 64
     models(settings)
     return settings
+
+
+def voice_model(folder: Path, sampling: SamplingConfig = SamplingConfig(max_seconds=0.5)) -> Path:
+    """The voice model of the outputs in the working folder."""
+    write_bundle(
+        folder, ar_dir=output("train-ar"), nar_dir=output("train-nar"), bpe=output("curate") / "bpe.json",
+        codec_name="codec", decoder="codec", sampling=sampling,
+    )  # fmt: skip
+    return folder
 
 
 def _lines(path: Path, cuts: list[MonoCut]) -> None:

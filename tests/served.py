@@ -21,7 +21,7 @@ import yaml
 from tests import fabricated
 from tests.tiny import commit_all, copy_project
 from tests.toy import git
-from valle2.stage import write_json
+from valle2.stage import file_sha256, output, write_json
 
 PROJECT = (
     "valle2", "flows", "infra", "prefect.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore",
@@ -48,7 +48,16 @@ log.parent.mkdir(exist_ok=True)
 log.write_text(json.dumps({"figure": f"{name} put down", "facts": {}}))
 '''
 REPORT = "<h1>A report to read</h1>"
-METRICS = {"wer": 0.1, "inf": 0.0, "cut": 0.0, "sim_wins": 0.95, "dnsmos": 3.2, "num_cases": 24}
+METRICS = {
+    "wer": 0.1, "inf": 0.0, "cut": 0.0, "sim_wins": 0.95, "dnsmos": 3.2, "num_cases": 24, "num_speakers": 2,
+    "protocols": "unseen",
+}  # fmt: skip
+DATA = {
+    "metrics": {"hours": {"in": 0.1, "train": 0.06, "dev": 0.02}, "share_kept": 0.9}, "recordings": 5,
+    "num_speakers": {"train": 2, "dev": 1, "test": 2}, "consent": {"consent": {"kept": 0.08}},
+    "licences": {"CC0-1.0": {"kept": 0.08}}, "languages": {"en": {"kept": 0.08}},
+}  # fmt: skip
+"""What the data report says, as far as a model card repeats it."""
 PATIENCE = 400.0
 """Seconds for a run to get where it should; a loaded machine needs long, a quiet one takes a few."""
 
@@ -133,9 +142,12 @@ def make_repository(root: Path, patch: pytest.MonkeyPatch) -> None:
     patch.chdir(root)
     copy_project(root, PROJECT)
     fabricated.workspace(root)
+    fabricated.voice_model(root / output("evaluate") / "model")
     (root / "artifacts").rename(root / "made")
     write_json(root / "made" / "evaluate" / "metrics.json", METRICS)
-    write_json(root / "made" / "data-report" / "report.json", {})
+    write_json(root / "made" / "evaluate" / "cases.json", [])
+    made_of = {"shards": file_sha256(root / "made" / "tokenize" / "manifest.json")}
+    write_json(root / "made" / "data-report" / "report.json", DATA | {"made_of": made_of})
     (root / "made" / "evaluate" / "report").mkdir()
     (root / "made" / "evaluate" / "report" / "index.html").write_text(REPORT)
     (root / "data" / "sources.yaml").write_text("sources: []\n")

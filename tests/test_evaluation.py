@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+import torch
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 
@@ -19,13 +20,14 @@ from valle2.evaluation import evaluate as stage
 from valle2.evaluation import scorer
 from valle2.evaluation.cases import choose_cases, choose_prompt, cut_prompt
 from valle2.evaluation.figures import Series, curves
-from valle2.evaluation.gate import judge
+from valle2.evaluation.gate import EvalReport, judge
 from valle2.evaluation.metrics import corpus_wer, ending, similarity, sound_seconds, word_errors
 from valle2.evaluation.report import write_report
 from valle2.evaluation.statistics import interval
 from valle2.evaluation.summary import summarise
 from valle2.shards import read_manifest
 from valle2.stage import file_sha256, output, write_json
+from valle2.synthesis import Synthesis, Synthesizer
 from valle2.training.loop import train
 from valle2.training.objective import AR, NAR, CodecFacts
 
@@ -173,12 +175,28 @@ def evaluated(tmp_path_factory):
 
 def test_a_model_of_ten_steps_is_rejected(evaluated):
     metrics = json.loads((output("evaluate") / "metrics.json").read_text())
-    verdict = judge(metrics, GateConfig())
+    verdict = judge(EvalReport(metrics), GateConfig())
     assert not verdict.passed
     assert any("word error rate (wer) 1 is not at most" in reason for reason in verdict.reasons)
     assert metrics["num_cases"] == 4 and metrics["num_speakers"] == 2
     assert metrics["sim_model"].startswith("resemblyzer") and "P.808" in metrics["dnsmos_model"]
     assert metrics["ground_truth_sim_wins"] == 1.0
+
+
+def test_a_model_that_says_nothing_is_scored_and_cut(evaluated, monkeypatch, tmp_path):
+    config, _ = evaluated
+
+    def end_at_once(self, requests, *_):
+        nothing = torch.zeros(0), torch.zeros(8, 0, dtype=torch.long)
+        return [Synthesis(nothing[0], nothing[1], "eos", 1) for _ in requests]
+
+    monkeypatch.setattr(Synthesizer, "synthesize_batch", end_at_once)
+    cases = choose_cases(output("tokenize"), config)[:2]
+    scored, _ = stage.evaluate_model(output("evaluate") / "model", cases, config, tmp_path)
+    for case in scored:
+        row = case["rows"]["model"]
+        assert row["ending"]["cut"] and row["errors"]["deletions"] == row["errors"]["words"] > 0
+        assert row["sim_own"] == 0.0 and 1 <= row["dnsmos"] <= 5
 
 
 def test_the_voice_model_is_assembled(evaluated):
@@ -277,7 +295,7 @@ def test_one_speaker_has_no_others_and_the_gate_says_so(evaluated):
         row["sim_others"], row["sim_wins"] = [], 0
     metrics = summarise(cases, {}, EvaluateConfig(), 0)
     assert "sim_wins" not in metrics
-    assert any("no figure `sim_wins`" in reason for reason in judge(metrics, GateConfig()).reasons)
+    assert any("no figure `sim_wins`" in reason for reason in judge(EvalReport(metrics), GateConfig()).reasons)
 
 
 @pytest.fixture(scope="module")

@@ -4,30 +4,33 @@ import base64
 import io
 import json
 
-import numpy as np
 import pandas
 import pytest
 import soundfile
 
 from tests.evaluations import make_evaluation
 from tests.fabricated import config, voice, workspace
+from tests.served import DATA
 from valle2.audio import encode_wave
 from valle2.config.promote import GateConfig
 from valle2.config.sampling import SamplingConfig
 from valle2.errors import LineageError, ModelError
-from valle2.evaluation.gate import judge
+from valle2.evaluation.gate import EvalReport, Facts, judge
 from valle2.evaluation.report import write_report
+from valle2.model_card import card_of
 from valle2.model_folder import write_bundle
-from valle2.registry import bundle_sha256, promote, register, reject, resolve, rollback, versions
-from valle2.stage import output
+from valle2.promotion import challenge, promote, reject, rollback
+from valle2.registry import bundle_sha256, current_champion, register, resolve, versions
+from valle2.stage import digest, file_sha256, output
 from valle2.tracking import connect, home, tracking_uri
 from valle2.training_run import training_run
 from valle2.trust.lineage import ModelRecord
 from valle2.trust.signing import Keys
 
 GOOD = {"wer": 0.1, "inf": 0.0, "cut": 0.0, "sim_wins": 0.95, "dnsmos": 3.2, "num_cases": 24, "wer_model": "Whisper"}
-PASSED = judge(GOOD, GateConfig())
-FAILED = judge(GOOD | {"wer": 0.97}, GateConfig())
+SEEN = Facts(leaked_speakers=(), without_consent=(), has_data_report=True)
+PASSED = judge(EvalReport(GOOD, facts=SEEN), GateConfig())
+FAILED = judge(EvalReport(GOOD | {"wer": 0.97}, facts=SEEN), GateConfig())
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +156,74 @@ def test_a_record_of_the_registered_model_that_was_altered_is_refused(bundle):
     for action in (lambda: resolve("forged@champion"), lambda: rollback("Ann", "why", name="forged")):
         with pytest.raises(ModelError, match="the promotion record was altered"):
             action()
+
+
+def test_a_candidate_challenges_the_champion_one_at_a_time(bundle):
+    first, second = (register(bundle, digit * 64, GOOD, PASSED, name="duel") for digit in "de")
+    challenge(first, "duel")
+    challenge(second, "duel")
+    assert statuses("duel") == {first: "candidate", second: "challenger"}
+    assert resolve("duel@challenger").version == second
+    promote(second, "Ann", "better", name="duel")
+    with pytest.raises(ModelError, match="no version with the alias 'challenger'"):
+        resolve("duel@challenger")
+    with pytest.raises(ModelError, match="is champion; only a candidate can challenge"):
+        challenge(second, "duel")
+
+
+def test_the_record_says_what_was_promoted_and_which_report_was_seen(bundle, tmp_path):
+    report = make_evaluation(tmp_path / "evaluate", 4)
+    metrics, cases = (json.loads((report / f"{name}.json").read_text()) for name in ("metrics", "cases"))
+    page = write_report(report / "report", metrics, cases, report / "samples", {})
+    version = register(bundle, "f" * 64, GOOD, PASSED, report=report, name="seen")
+    with pytest.raises(ModelError, match=r"the report that was seen has the digest 000000000000…, that of seen/1 is"):
+        promote(version, "Ann", "read it", name="seen", seen_report="0" * 64)
+    assert current_champion("seen") is None
+    done = promote(version, "Ann", "read it", name="seen", seen_report=file_sha256(page))
+    assert done.seen_report == file_sha256(page)
+    assert done.gate["max_wer"] == "pass 0.1 <= 0.35"
+    assert done.model_sha256 == digest(bundle_sha256(bundle))
+    champion = current_champion("seen")
+    assert champion.name == "seen/1"
+    assert champion.evaluation() == (metrics, cases)
+
+
+def test_the_model_card_is_made_of_the_facts(bundle, tmp_path):
+    from mlflow.artifacts import load_text
+
+    report = make_evaluation(tmp_path / "evaluate", 4)
+    metrics = json.loads((report / "metrics.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps(DATA))
+    version = register(bundle, "ab" * 32, GOOD, PASSED, report=report, data=tmp_path / "report.json", name="carded")
+    card = card_of("carded", version)
+    low, high = (f"{100 * metrics[f'wer_{end}']:.1f}" for end in ("low", "high"))
+    assert f"| this model | {100 * metrics['wer']:.1f} ({low} to {high}) |" in card
+    assert "0.06 h of training speech of 2 speakers" in card and "| licence | CC0-1.0: 0.08 h |" in card
+    assert "## Not for" in card and "## Risks" in card and "- max_wer: pass 0.1 <= 0.35" in card
+    assert "AR with 2 layers of width 32" in card and "## Promotion" not in card
+    promote(version, "Ann", "read it", name="carded")
+    kept = load_text(f"runs:/{connect().get_model_version('carded', str(version)).run_id}/MODEL_CARD.md")
+    assert "Promoted by Ann" in kept and "(champion)" in kept
+
+
+def test_files_that_were_changed_after_the_promotion_are_refused(bundle):
+    promote(register(bundle, "0" * 64, GOOD, PASSED, name="swapped"), "Ann", "good", name="swapped")
+    weights = resolve("swapped@champion").bundle / "ar.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    try:
+        with pytest.raises(ModelError, match=r"the files of swapped/1 have the digest .*Ann promoted"):
+            resolve("swapped@champion")
+    finally:
+        weights.write_bytes(before)
+    assert resolve("swapped@champion").version == 1
+
+
+def test_an_alias_that_was_removed_by_hand_is_told(bundle):
+    promote(register(bundle, "12" * 32, GOOD, PASSED, name="gone"), "Ann", "good", name="gone")
+    connect().delete_registered_model_alias("gone", "champion")
+    with pytest.raises(ModelError, match="gone has no champion though Ann promoted gone/1"):
+        current_champion("gone")
 
 
 def test_nobody_decides_nothing(bundle):

@@ -8,6 +8,7 @@ import typer
 
 from valle2.ablate_command import ablate
 from valle2.data_commands import register_data
+from valle2.gate_command import gate
 from valle2.listen_commands import listen, listen_results
 from valle2.report_command import report
 from valle2.run_commands import register_runs
@@ -18,7 +19,9 @@ CHAMPION = "valle2@champion"
 
 def register_commands(app: typer.Typer) -> None:
     """Add the commands to the `valle2` application."""
-    for command in (synthesize, lineage, models, promote, reject, rollback, ablate, report, listen):
+    for command in (
+        synthesize, lineage, models, card, gate, promote, reject, rollback, ablate, report, listen,
+    ):  # fmt: skip
         app.command()(command)
     app.command("listen-results")(listen_results)
     register_data(app)
@@ -68,15 +71,32 @@ def models() -> None:
     Console().print(table)
 
 
+def card(model: Annotated[str, typer.Argument(help="valle2@champion or valle2/3")] = CHAMPION) -> None:
+    """Print a model card: use, data, consent, figures with intervals, limits and risks, from the facts."""
+    from valle2.errors import ModelError
+    from valle2.model_card import card_of
+    from valle2.registry import resolve
+
+    found = resolve(model)
+    if found.version is None:
+        raise ModelError(f"{model} is a folder, and cards are of registered models; see `valle2 models`")
+    print(card_of(found.name.partition("/")[0], found.version))
+
+
 def promote(
     version: Annotated[int, typer.Argument(help="number of the version")],
     approver: Annotated[str, typer.Option(help="who decides")],
     reason: Annotated[str, typer.Option(help="why")] = "",
+    report: Annotated[
+        str, typer.Option(help="the report page that you have read, or its SHA-256; goes into the record")
+    ] = "",
 ) -> None:
     """Make a version that passed the gate the champion."""
-    from valle2.registry import promote as make_champion
+    from valle2.promotion import promote as make_champion
+    from valle2.stage import file_sha256
 
-    done = make_champion(version, approver, reason)
+    seen = file_sha256(Path(report)) if Path(report).is_file() else report or None
+    done = make_champion(version, approver, reason, seen_report=seen)
     before = f", in place of {done.replaced}" if done.replaced else ""
     print(f"{done.model}/{done.version} is champion{before}, by {done.approver} at {done.at}")
 
@@ -87,7 +107,7 @@ def reject(
     reason: Annotated[str, typer.Option(help="why")],
 ) -> None:
     """Mark a candidate as rejected, with the reason."""
-    from valle2.registry import reject as turn_down
+    from valle2.promotion import reject as turn_down
 
     turn_down(version, approver, reason)
     print(f"valle2/{version} is rejected: {reason}")
@@ -98,7 +118,7 @@ def rollback(
     reason: Annotated[str, typer.Option(help="why")],
 ) -> None:
     """Make the champion before this one champion again."""
-    from valle2.registry import rollback as restore
+    from valle2.promotion import rollback as restore
 
     done = restore(approver, reason)
     print(f"{done.model}/{done.version} is champion again; {done.model}/{done.withdrawn} is withdrawn: {reason}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from valle2.errors import ModelError
 from valle2.model_requirements import model_requirements
+from valle2.model_versions import DATA, EVALUATION
 from valle2.tracking import environment, experiment_id, home, quieten, tracking_uri
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def log_voice_model(
     metrics: Mapping[str, Any],
     tags: Mapping[str, str],
     report: Path | None,
+    data: Path | None,
     name: str,
 ) -> int:
     """Log metrics, report and model to a run of its own, and register the model.
@@ -37,6 +39,7 @@ def log_voice_model(
         metrics: Figures become metrics, names parameters.
         tags: Of the run and of the version.
         report: Folder with `report/`, `samples/` and `cases.json`, kept with the run; the cases as a table.
+        data: The data-report stage's `report.json`.
         name: Of the registered model.
 
     Returns:
@@ -62,6 +65,11 @@ def log_voice_model(
         for part in ("report", "samples"):
             if report is not None and (report / part).is_dir():
                 mlflow.log_artifacts(str(report / part), part)
+        for file in ("metrics.json", "cases.json"):
+            if report is not None and (report / file).is_file():
+                mlflow.log_artifact(str(report / file), EVALUATION)
+        if data is not None and data.is_file():
+            mlflow.log_dict(json.loads(data.read_text()), f"{EVALUATION}/{DATA}")
         if report is not None and (report / "cases.json").is_file():
             cases = json.loads((report / "cases.json").read_text())
             mlflow.log_table(case_table(cases), "tables/cases.json")

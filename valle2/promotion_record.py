@@ -5,7 +5,8 @@ the runs. Who may promote, and what follows, is `valle2.registry`'s.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -36,6 +37,9 @@ class Promotion:
         at: UTC, ISO 8601.
         action: How it became champion.
         withdrawn: The version that a rollback took the title from.
+        model_sha256: Digest of the SHA-256 of all its files.
+        gate: What the gate found: rule -> figure and threshold.
+        seen_report: SHA-256 of the report page that the approver said to have seen.
     """
 
     model: str
@@ -47,6 +51,9 @@ class Promotion:
     at: str
     action: Literal["promote", "rollback"] = "promote"
     withdrawn: int | None = None
+    model_sha256: str = ""
+    gate: Mapping[str, str] = field(default_factory=dict)
+    seen_report: str | None = None
 
 
 def now() -> str:
@@ -108,4 +115,23 @@ def check_champion(client: "MlflowClient", found: "ModelVersion") -> None:
             f"{found.name}/{found.version} has the alias champion, but the last promotion is that of "
             f"{found.name}/{last.version}, by {last.approver} at {last.at}: somebody moved the alias by hand, or a "
             f"promotion was killed; `valle2 promote {last.version} --approver NAME` puts it back, {again} makes it so"
+        )
+
+
+def check_model(found: "ModelVersion", sha256: str) -> None:
+    """A champion's files must be those that its record names.
+
+    Args:
+        found: The champion.
+        sha256: Digest of the SHA-256 of all files at hand.
+
+    Raises:
+        ModelError: They were changed since.
+    """
+    promotion = record_of(found)
+    if promotion is not None and promotion.model_sha256 and promotion.model_sha256 != sha256:
+        raise ModelError(
+            f"the files of {found.name}/{found.version} have the digest {sha256[:12]}…, and {promotion.approver} "
+            f"promoted {promotion.model_sha256[:12]}…: somebody changed them; register the model again, or bring the "
+            "champion before it back with `valle2 rollback`"
         )

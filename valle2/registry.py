@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from valle2.errors import ModelError
 from valle2.evaluation.gate import Verdict
+from valle2.model_card import put_card
+from valle2.model_versions import REPORT, all_versions, by_alias, kept_evaluation, one_version, version_names
 from valle2.packaging import fetch_bundle, log_voice_model
-from valle2.promotion_record import Promotion, check_champion, last_record, now, put_record, record_of
-from valle2.stage import file_sha256
-from valle2.tracking import connect, git_commit, tracking_uri
+from valle2.promotion_record import check_champion, check_model, last_record
+from valle2.stage import digest, file_sha256
+from valle2.tracking import connect, git_commit
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 MODEL = "valle2"
-Status = Literal["candidate", "rejected", "champion", "previous", "withdrawn"]
+Status = Literal["candidate", "challenger", "rejected", "champion", "previous", "withdrawn"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def register(
     *,
     run_ids: Mapping[str, str] | None = None,
     report: Path | None = None,
+    data: Path | None = None,
     name: str = MODEL,
 ) -> int:
     """Put a voice model into the registry, as candidate or as rejected. Doing it again finds the same version.
@@ -68,6 +71,7 @@ def register(
         verdict: The gate's.
         run_ids: MLflow runs that made it: kind (`ar`, `nar`) to id.
         report: The evaluate stage's output folder; its report page and samples go with the run.
+        data: The data-report stage's `report.json`, for the model card.
         name: Of the registered model.
 
     Returns:
@@ -81,101 +85,12 @@ def register(
     client = connect()
     version = _find(client, name, lineage)
     if version is None:
-        tags = _tags(lineage, verdict, run_ids or {}, bundle)
-        version = log_voice_model(client, bundle, metrics, tags, report, name)
+        tags = _tags(lineage, verdict, run_ids or {}, bundle, report)
+        version = log_voice_model(client, bundle, metrics, tags, report, data, name)
+        put_card(client, name, version)
     if verdict.passed and client.get_model_version(name, str(version)).tags.get("valle2.status") == "candidate":
         client.set_registered_model_alias(name, "candidate", str(version))
     return version
-
-
-def promote(version: int, approver: str, reason: str, name: str = MODEL) -> Promotion:
-    """Make a version champion, by a signed record; the one before it becomes `previous`.
-
-    Promoting the champion again changes nothing.
-
-    Raises:
-        ModelError: There is no such version, the gate rejected it, or nobody's name was given.
-    """
-    _check_name(approver)
-    client = connect()
-    candidate = _version(client, name, str(version))
-    _check_passed(candidate)
-    current = _alias(client, name, "champion")
-    last = last_record(client, name)
-    is_champion = current is not None and int(current.version) == version
-    if is_champion and last is not None and last == record_of(candidate):
-        return last
-    if last is None:
-        replaced = int(current.version) if current is not None and not is_champion else None
-    else:  # what the alias says may have been set by hand
-        replaced = last.replaced if last.version == version else last.version
-    promotion = Promotion(name, version, candidate.tags.get("valle2.lineage", ""), replaced, approver, reason, now())
-    _crown(client, promotion)
-    return promotion
-
-
-def rollback(approver: str, reason: str, name: str = MODEL) -> Promotion:
-    """Make the champion before this one champion again, by a signed record of its own.
-
-    The champion that goes is `withdrawn`. Once more, and the one before that returns.
-
-    Raises:
-        ModelError: There is no champion, none before it, that one was rejected since, or nobody's name was given.
-    """
-    _check_name(approver)
-    client = connect()
-    last = last_record(client, name) if _versions(client, name) else None
-    if last is None:
-        raise ModelError(f"{name} has no champion, so there is nothing to roll back; see `valle2 models`")
-    if last.replaced is None:
-        raise ModelError(
-            f"{name}/{last.version} is the first champion: there is none before it; "
-            f"`valle2 promote VERSION --approver NAME` makes another version champion"
-        )
-    restored = _version(client, name, str(last.replaced))
-    _check_passed(restored)
-    before = record_of(restored)
-    earlier = before.replaced if before and before.replaced != last.version else None
-    promotion = Promotion(
-        name, last.replaced, restored.tags.get("valle2.lineage", ""), earlier, approver, reason, now(),
-        action="rollback", withdrawn=last.version,
-    )  # fmt: skip
-    _crown(client, promotion)
-    return promotion
-
-
-def _crown(client: "MlflowClient", promotion: Promotion) -> None:
-    """The champion's alias moves last: a promotion that is killed before is simply done again."""
-    name, version = promotion.model, promotion.version
-    put_record(client, promotion)
-    client.set_model_version_tag(name, str(version), "valle2.status", "champion")
-    for alias in ("candidate", "previous"):
-        named = _alias(client, name, alias)
-        if named is not None and int(named.version) == version:
-            client.delete_registered_model_alias(name, alias)
-    if promotion.withdrawn is not None:
-        client.set_model_version_tag(name, str(promotion.withdrawn), "valle2.status", "withdrawn")
-    if promotion.replaced is not None:
-        client.set_registered_model_alias(name, "previous", str(promotion.replaced))
-        client.set_model_version_tag(name, str(promotion.replaced), "valle2.status", "previous")
-    client.set_registered_model_alias(name, "champion", str(version))
-
-
-def reject(version: int, approver: str, reason: str, name: str = MODEL) -> None:
-    """Mark a candidate as rejected by a person; it stays in the registry with the reason.
-
-    Raises:
-        ModelError: There is no such version, it is the champion, or nobody's name was given.
-    """
-    _check_name(approver)
-    client = connect()
-    if _version(client, name, str(version)).tags.get("valle2.status") == "champion":
-        raise ModelError(f"{name}/{version} is the champion; promote another version in its place")
-    client.set_model_version_tag(name, str(version), "valle2.status", "rejected")
-    client.set_model_version_tag(name, str(version), "valle2.reasons", f"rejected by {approver}: {reason}")
-    named = _alias(client, name, "candidate")
-    if named is not None and int(named.version) == version:
-        client.delete_registered_model_alias(name, "candidate")
 
 
 def resolve(model: str) -> Resolved:
@@ -197,34 +112,62 @@ def resolve(model: str) -> Resolved:
             f"no voice model {model!r}: expected `{MODEL}@champion`, `{MODEL}/3` or a folder with a model.json"
         )
     client = connect()
-    found = _alias(client, name, alias) if at else _version(client, name, number)
+    found = by_alias(client, name, alias) if at else one_version(client, name, number)
     if found is None:
-        known = ", ".join(f"{name}/{item.version}" for item in _versions(client, name)) or "none yet"
+        known = version_names(client, name)
         raise ModelError(f"{name} has no version with the alias {alias!r}; its versions: {known}; run the retrain flow")
     if alias == "champion":
         check_champion(client, found)
     status = found.tags.get("valle2.status", "unknown")
     bundle = fetch_bundle(found)
+    if alias == "champion":
+        check_model(found, digest(bundle_sha256(bundle)))
     return Resolved(f"{name}/{found.version} ({status})", bundle, found.tags.get("valle2.lineage"), int(found.version))
+
+
+@dataclass(frozen=True)
+class CurrentChampion:
+    """The champion of the last signed record.
+
+    Attributes:
+        name: Such as `valle2/3`.
+        bundle: Its folder on this machine.
+        version: As the registry has it.
+    """
+
+    name: str
+    bundle: Path
+    version: "ModelVersion"
+
+    def evaluation(self) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]] | None:
+        """Its `metrics.json` and `cases.json`, as kept; None where they were not."""
+        return kept_evaluation(connect(), self.version)
+
+
+def current_champion(name: str = MODEL) -> CurrentChampion | None:
+    """The champion, checked as `resolve` does; None where there never was one.
+
+    Raises:
+        ModelError: The alias was moved or removed by hand, the signature does not fit, or the files are others.
+    """
+    client = connect()
+    if not all_versions(client, name):
+        return None
+    last, named = last_record(client, name), by_alias(client, name, "champion")
+    if named is None:
+        if last is None:
+            return None
+        raise ModelError(
+            f"{name} has no champion though {last.approver} promoted {name}/{last.version} at {last.at}: somebody "
+            f"removed the alias; `valle2 promote {last.version} --approver NAME` puts it back"
+        )
+    found = resolve(f"{name}@champion")
+    return CurrentChampion(f"{name}/{found.version}", found.bundle, named)
 
 
 def versions(name: str = MODEL) -> "list[ModelVersion]":
     """All versions, oldest first."""
-    return _versions(connect(), name)
-
-
-def _check_passed(version: "ModelVersion") -> None:
-    if version.tags.get("valle2.status") == "rejected" or version.tags.get("valle2.gate") != "passed":
-        why = version.tags.get("valle2.reasons") or "it never went through the gate"
-        raise ModelError(
-            f"{version.name}/{version.version} cannot be champion: {why}; train a better one, or change the `gate` "
-            "section"
-        )
-
-
-def _check_name(approver: str) -> None:
-    if not approver.strip():
-        raise ModelError("a decision needs the name of who takes it, found none; give one with --approver NAME")
+    return all_versions(connect(), name)
 
 
 def _folder(folder: Path) -> Resolved:
@@ -240,37 +183,13 @@ def _folder(folder: Path) -> Resolved:
 
 def _find(client: "MlflowClient", name: str, lineage: str) -> int | None:
     return next(
-        (int(item.version) for item in _versions(client, name) if item.tags.get("valle2.lineage") == lineage), None
+        (int(item.version) for item in all_versions(client, name) if item.tags.get("valle2.lineage") == lineage), None
     )
 
 
-def _versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":
-    found = client.search_model_versions(f"name='{name}'", max_results=1000)
-    return sorted(found, key=lambda item: int(item.version))
-
-
-def _version(client: "MlflowClient", name: str, number: str) -> "ModelVersion":
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version(name, number)
-    except MlflowException as error:
-        known = ", ".join(f"{name}/{item.version}" for item in _versions(client, name)) or "none yet"
-        raise ModelError(f"no registered model {name}/{number} in {tracking_uri()}; its versions: {known}") from error
-
-
-def _alias(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | None":
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-
-
-def _tags(lineage: str, verdict: Verdict, run_ids: Mapping[str, str], bundle: Path) -> dict[str, str]:
+def _tags(
+    lineage: str, verdict: Verdict, run_ids: Mapping[str, str], bundle: Path, report: Path | None
+) -> dict[str, str]:
     tags = {
         "valle2.status": "candidate" if verdict.passed else "rejected",
         "valle2.lineage": lineage,
@@ -280,6 +199,9 @@ def _tags(lineage: str, verdict: Verdict, run_ids: Mapping[str, str], bundle: Pa
         **{f"valle2.gate.{rule.name}": rule.short for rule in verdict.rules},
         **{f"valle2.run.{kind}": run_id for kind, run_id in run_ids.items()},
     }
+    page = report / "report" / "index.html" if report else None
+    if page is not None and page.is_file():
+        tags[REPORT] = file_sha256(page)
     if verdict.reasons:
         tags["valle2.reasons"] = "; ".join(verdict.reasons)[:5000]
     return tags

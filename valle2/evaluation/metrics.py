@@ -103,8 +103,10 @@ class Resemblyzer:
         """A vector of length 1, zero for silence."""
         from resemblyzer import preprocess_wav
 
+        if not np.any(wave):  # the encoder would find a voice in it, near to all others
+            return np.zeros(self._encoder.linear.out_features, np.float32)
         with quiet(), np.errstate(all="ignore"):
-            speech = preprocess_wav(wave, source_sr=ASR_RATE) if np.any(wave) else wave
+            speech = preprocess_wav(wave, source_sr=ASR_RATE)
             # Its voice activity detection can find nothing in very odd speech; score the whole then.
             speech = speech if len(speech) >= ASR_RATE // 4 else wave
             return _unit(np.nan_to_num(self._encoder.embed_utterance(speech)))

@@ -28,6 +28,10 @@ BATCH = 16
 """Cases synthesised before their files are written."""
 
 
+NOTHING_SAID = 0.1
+"""Seconds of silence that stand for a text of which a model said nothing at all: metrics need some samples."""
+
+
 def reading(turn: int) -> str:
     """The row of a model's n-th reading: `model`, `reading-1`,..."""
     return f"reading-{turn}" if turn else "model"
@@ -83,7 +87,7 @@ def _speak(folder: Path, synthesizer: Synthesizer, cases: Sequence[Case], config
     parts = iter(synthesizer.synthesize_batch([part for whole in pieces for part in whole], config.evaluate.sampling))
     for case, request, whole in zip(cases, requests, pieces, strict=True):
         spoken = join_spoken(list(islice(parts, len(whole))), rate)
-        wave = spoken.waveform
+        wave = spoken.waveform if len(spoken.waveform) else torch.zeros(round(NOTHING_SAID * rate))
         if case.said_before is not None:
             _save(folder / continued(row) / f"{case.id}.wav", wave, rate)
             prompt = _encode(synthesizer, request.prompt)
