@@ -258,6 +258,7 @@ def test_mlflow_loads_the_model_and_it_speaks(bundle):
     for wrong, sentence in (
         (rows(prompt_wav=short), r"^the prompt of row 1 lasts 0\.50 s; expected 1 to 30 s"),
         (rows(text=" "), "^row 1 has an empty `text`"),
+        (pandas.concat([rows(), rows(text=None)]), "^row 2 has an empty `text`"),
         (pandas.concat([rows()] * 17), r"^the request has 17 rows; expected 1 to 16"),
         (rows().drop(columns="prompt_wav"), "missing inputs"),
     ):

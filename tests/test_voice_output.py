@@ -20,6 +20,7 @@ ALLOWED = {
     "valle2/corpus/": "recordings on their way to shards, and samples of them to hear",
     "valle2/data_commands.py": "a segment of the corpus, looked at",
     "valle2/evaluation/": "the evaluation's own files, which its judges hear unmarked",
+    "valle2/pages/": "samples and recordings of a report's page, which its readers compare",
     "valle2/training_run.py": "samples of a training in progress, kept with its run",
 }
 WRITERS = {"encode_wave", "buffer_write", "writeframes", "writeframesraw"}

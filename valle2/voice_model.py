@@ -1,8 +1,8 @@
 """The voice model as MLflow loads and serves it: `mlflow.pyfunc.load_model`, `mlflow models serve`, `... predict`.
 
 MLflow runs this file when a model is loaded (models-from-code), so it is imported nowhere; `valle2.registry` logs it.
-A row is a text to say, a prompt (base64 of an audio file) and what is said in it; the answer is the speech, as base64 of
-a WAV file. Limits are in `valle2.speech_request`; a row beyond them is MLflow's HTTP status 400.
+A row is a text to say, a prompt (base64 of an audio file) and what is said in it; the answer is the speech, as base64
+of a WAV file. Limits are in `valle2.speech_request`; a row beyond them is MLflow's HTTP status 400.
 """
 
 import base64
@@ -64,9 +64,9 @@ class VoiceModel(PythonModel):
         sampling = self._sampling(params)
         requests = [
             read_request(
-                str(row["text"]),
-                str(row["prompt_wav"]),
-                str(row["prompt_text"]),
+                _said(row["text"]),
+                _said(row["prompt_wav"]),
+                _said(row["prompt_text"]),
                 seed + index,
                 rate,
                 f"row {index + 1}",
@@ -95,6 +95,11 @@ class VoiceModel(PythonModel):
             item = error.errors()[0]
             name = ".".join(map(str, item["loc"]))
             raise ModelError(f"the parameter `{name}` is {item['input']!r}: {item['msg']}") from error
+
+
+def _said(value: Any) -> str:
+    """A cell that was left out (None, or pandas' NaN) says nothing; its name would be spoken otherwise."""
+    return value if isinstance(value, str) else ""
 
 
 set_model(VoiceModel())
