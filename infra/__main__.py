@@ -41,7 +41,9 @@ def up() -> None:
 
     def start(name: str) -> services.Service:
         command, address = commands[name]
-        return running.get(name) or services.start(name, command, environment, address)
+        # Runs tell their errors themselves, as one sentence; the server has nobody to tell but its log.
+        heard = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR"} if name == "prefect" else {}
+        return running.get(name) or services.start(name, command, environment | heard, address)
 
     try:
         server, pages = start("prefect"), start("mlflow")

@@ -162,6 +162,8 @@ def make_repository(root: Path, patch: pytest.MonkeyPatch) -> None:
     for name, timeout in (("other", 3600), ("late", 3)):
         params["promote"] |= {"model_name": name, "approval_timeout": timeout}
         (root / f"{name}.yaml").write_text(yaml.safe_dump(params))
+    params["promote"]["model_name"] = "other"
+    (root / "strict.yaml").write_text(yaml.safe_dump(params | {"gate": {"max_wer": 0.01}}))
     commit_all(root)
 
 

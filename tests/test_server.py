@@ -205,7 +205,11 @@ def test_retrainings_queue_say_why_and_leave_the_champion_where_nothing_is_bette
     assert by_hand.returncode == 0, by_hand.stderr
     [unchanged] = [run for run in server.runs("retrain") if run["id"] not in before]
     broken = server.start("retrain/retrain", revision="broken", params="other.yaml", why="Bo asks")
+    strict = server.start("retrain/retrain", revision=branch, params="strict.yaml")
     late = server.start("retrain/retrain", revision=branch, params="late.yaml")
+    deployment = server.call("/deployments/name/retrain/retrain")
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+    assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
 
     unchanged = server.reach(unchanged, "COMPLETED")
     assert unchanged["state"]["name"] == "UpToDate"
@@ -221,6 +225,11 @@ def test_retrainings_queue_say_why_and_leave_the_champion_where_nothing_is_bette
     server.notice(f"retrain {broken['name']}, Failed", "the champion stays other/1", "run the same again")
     assert resolve("other@champion").version == 1
 
+    strict = server.reach(strict, "COMPLETED")
+    assert strict["state"]["name"] == "Rejected" and "the champion stays other/1" in strict["state"]["message"]
+    server.notice("other/2: rejected by the gate: word error rate", strict["name"], "the champion stays other/1")
+    assert resolve("other@champion").version == 1 and "the champion stays other/1" in artifact(server, strict)
+
     late = server.until(lambda: it if (it := server.now(late))["state_type"] == "CANCELLED" else None)
     assert late["state"]["name"] == "NotPromoted" and "`valle2 promote VERSION" in late["state"]["message"]
     server.notice(late["name"], "late/1, NotPromoted", "not promoted")
@@ -229,6 +238,10 @@ def test_retrainings_queue_say_why_and_leave_the_champion_where_nothing_is_bette
 
 
 def test_one_that_the_schedule_starts_says_when(server: Server) -> None:
-    runs = server.call("/flow_runs/filter", {"flow_runs": {"tags": {"all_": ["auto-scheduled"]}}, "limit": 1})
-    cause = cause_of(FlowRun(**runs[0]))
+    ask = {"deployments": {"name": {"any_": ["retrain"]}}}
+
+    def scheduled() -> dict[str, Any] | None:
+        return next((run for run in server.call("/flow_runs/filter", ask) if run["auto_scheduled"]), None)
+
+    cause = cause_of(FlowRun(**server.until(scheduled)))
     assert (cause.kind, cause.sentence[:13]) == ("schedule", "scheduled at ") and " 03:00 UTC" in cause.sentence

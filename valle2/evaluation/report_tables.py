@@ -145,7 +145,7 @@ def comparison(
 
 def _compared(found: Paired, column: Column) -> dict[str, Any]:
     better = (found.difference < 0) == column.lower
-    verdict = "no difference shown"
+    verdict = "not told apart"
     if found.p_value < SIGNIFICANT and found.difference:
         verdict = "differs" if column.lower is None else "better" if better else "worse"
     return {
