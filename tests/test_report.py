@@ -115,6 +115,14 @@ def test_filters_leave_what_was_asked_for(browser: Browser, page):
         assert tab.locator("#count").inner_text() == f"{len(wrong)} of {len(everything)} cases"
         assert all(tab.locator(f"[id='case-{name}'] summary .bad").count() for name in wrong)
         tab.locator("#wrong").uncheck()
+        tab.select_option("#figure", "ending")
+        assert shown(tab) == ["case-000"]
+        tab.select_option("#figure", "sim")
+        lowest = [float(tab.locator(f"[id='case-{name}']").get_attribute("data-sim")) for name in shown(tab)]
+        assert len(lowest) == 4
+        tab.select_option("#figure", "loss")
+        assert set(shown(tab)) <= set(wrong) and "case-001" in shown(tab)
+        tab.select_option("#figure", "")
         tab.locator("#search").fill("VOICE-3")
         assert shown(tab) and all(
             "voice-3" in tab.locator(f"[id='case-{name}']").get_attribute("data-search") for name in shown(tab)
@@ -200,9 +208,9 @@ def test_words_that_go_wrong_are_counted():
 
 
 def test_cases_beyond_the_pages_room_are_there_without_sound(folders, monkeypatch):
-    monkeypatch.setattr(report_cases, "MAX_BYTES", 150_000)
+    monkeypatch.setattr(report_cases, "MAX_BYTES", 210_000)
     text = make_page(read_evaluation(folders[0]))
-    assert len(text) < 400_000 and text.count('class="case"') == NUM_UNSEEN + NUM_HARD
+    assert len(text) < 500_000 and text.count('class="case"') == NUM_UNSEEN + NUM_HARD
     assert 0 < text.count("This page is full") < NUM_UNSEEN + NUM_HARD
     worst = text.index('id="case-case-000"')
     assert "data-sound" in text[worst : text.index("</details>", worst)]

@@ -10,10 +10,22 @@
     return [...list.children].filter((one) => !one.hidden);
   }
 
+  // The value below which a quarter of the cases are.
+  function quarter(key) {
+    const values = worstFirst.map((one) => Number(one.dataset[key])).sort((a, b) => a - b);
+    return values[Math.max(0, Math.ceil(values.length / 4) - 1)];
+  }
+  const lowest = { sim: quarter("sim"), dnsmos: quarter("dnsmos") };
+
+  function hasFigure(one, key) {
+    return !key || (key in lowest ? one.dataset[key] <= lowest[key] : one.dataset[key] > 0);
+  }
+
   function fits(one, words) {
     const { protocol, category, wrong, search } = one.dataset;
     return (!value("protocol") || protocol === value("protocol"))
       && (!value("category") || category === value("category"))
+      && hasFigure(one, value("figure"))
       && (!control("wrong").checked || wrong === "1")
       && words.every((word) => search.includes(word));
   }

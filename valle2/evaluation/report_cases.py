@@ -10,8 +10,10 @@ from valle2.evaluation.evaluation_folder import Evaluation
 from valle2.evaluation.figures import spectrogram
 from valle2.pages.sounds import Sounds
 
-MAX_BYTES = 13_500_000
-"""Of a page, for sounds and spectrograms, so that the whole stays below 15 MB."""
+MAX_BYTES = 14_500_000
+"""Of a page: texts, sounds and spectrograms."""
+TEXT_BYTES = 4_000
+"""Of them, for a case's words."""
 
 KEPT = {"prompt": "Prompt", "ground_truth": "Ground truth", "reconstruction": "Codec round trip"}
 """What is heard beside the systems."""
@@ -42,7 +44,7 @@ def case_views(system: Evaluation, other: Evaluation | None, sounds: Sounds) -> 
         sounds: Takes their sounds.
     """
     others = {case["id"]: case for case in other.cases} if other else {}
-    room = MAX_BYTES
+    room = MAX_BYTES - TEXT_BYTES * len(system.cases)
     views = []
     for case in worst_first(system.cases):
         rival = others.get(case["id"])
