@@ -91,6 +91,7 @@ def test_whom_the_model_before_heard_is_asked_of_its_lineage(evaluated, shards, 
     assert leaked_speakers(shards, [parent], {"unseen-44", "unseen-51"}) == ()
     with pytest.raises(LineageError, match=r"whom the model .* heard, from which training started, cannot be told"):
         leaked_speakers(shards, [parent], {"eve"})
+    assert leaked_speakers(shards, [parent], {"eve", "ann"}) == ("ann",), "what is known is told"
     with pytest.raises(LineageError, match="has no lineage, so whom it heard cannot be told"):
         leaked_speakers(shards, [fabricated.voice_model(tmp_path / "parent")], {"eve"})
 

@@ -1,6 +1,6 @@
 """Who was heard in training, by a model and by those that it was trained on from, and on what grounds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from valle2.errors import LineageError
@@ -42,15 +42,23 @@ def leaked_speakers(shards: Path, parents: Sequence[Path], evaluated: set[str]) 
         evaluated: Speakers of the evaluation.
 
     Raises:
-        LineageError: Who was heard by a parent, or by one of its own, cannot be told; the message says why.
+        LineageError: No leak is known, and who was heard by a parent, or by one of its own, cannot be told; the message
+            says why.
     """
-    heard = training_speakers(shards)
+    heard, untold = training_speakers(shards), None
     for parent in parents:
-        heard |= _heard_by(parent, evaluated)
-    return tuple(sorted(heard & evaluated))
+        try:
+            for speakers in _heard_by(parent, evaluated):
+                heard |= speakers
+        except LineageError as error:
+            untold = error
+    leaked = tuple(sorted(heard & evaluated))
+    if untold and not leaked:
+        raise untold
+    return leaked
 
 
-def _heard_by(folder: Path, evaluated: set[str]) -> set[str]:
+def _heard_by(folder: Path, evaluated: set[str]) -> Iterator[set[str]]:
     records = records_in(folder)
     models = {name: record for name, record in records.items() if isinstance(record, ModelRecord)}
     parents = {record.parent_model for record in models.values()}
@@ -63,14 +71,12 @@ def _heard_by(folder: Path, evaluated: set[str]) -> set[str]:
             raise LineageError(f"lineage record {name[:12]}… is not in {folder / 'lineage'}")
         return records[name]
 
-    heard: set[str] = set()
     found: Trace | None = trace(newest[0], read, ObjectReader(places(), Path()))
     while found:
-        heard |= _heard_in(found, evaluated)
+        yield _heard_in(found, evaluated)
         if found.record.parent_model and found.parent is None:
             raise LineageError(f"the records of a model before {folder} are out of reach: {found.notes[-1]}")
         found = found.parent
-    return heard
 
 
 def _heard_in(found: Trace, evaluated: set[str]) -> set[str]:
